@@ -1,0 +1,74 @@
+"""Frozen settings: how an engine is built, and how a generation is sampled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+MAX_SEED = 2**63 - 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineConfig(_Frozen):
+    """How an `Engine` is built. Nothing here changes after construction."""
+
+    page_size: Literal[8, 16, 32] = 16
+    """Tokens per KV page."""
+    kv_tokens: Annotated[int, Field(ge=64)] = 65_536
+    """Capacity of the KV pool in tokens, rounded up to whole pages."""
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 2_048
+    """Most tokens one step may run: decoding nodes first, the rest of the room goes to prefill chunks."""
+    max_running: Annotated[int, Field(ge=1)] = 256
+    """Most nodes that may decode in one step."""
+    prefix_cache: bool = True
+    """Whether released prompts stay cached until their pages are needed, and new prompts look for them."""
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    """`auto` is CUDA where torch sees a GPU, else the CPU."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of weights and KV; None is float32 on the CPU and the checkpoint's own type on CUDA."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Base of every sampling key that no `SamplingParams.seed` overrides."""
+    debug_checks: bool = False
+    """Check the KV invariants after every step (slow; meant for tests)."""
+
+
+class SamplingParams(_Frozen):
+    """How tokens are chosen and when a generation ends."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """0 is greedy: the most likely token, the smallest id among equals."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches p."""
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Drop tokens less likely than min_p times the most likely one."""
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """Divide (positive) or multiply (negative) the logits of tokens on the path by this (CTRL, section 4.1)."""
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted from the logits of tokens generated on the path at least once."""
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted once for each time a token was generated on the path."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the generation; the token that completes one is kept."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    """Overrides the key (tree, node) of the sampling noise by (seed, index of the branch in its call)."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text for text in value):
+            raise ValueError("a stop text must not be empty")
+        return value

@@ -1,0 +1,132 @@
+"""Every error that Dendrite raises on purpose.
+
+All derive from `DendriteError`, carry what went wrong as attributes, and survive pickling, so that a caller on the
+other side of a Ray call catches the same type with the same fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DendriteError(Exception):
+    """Base of all errors raised by Dendrite."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the instance's fields instead of from the message in `args`."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[DendriteError], args: tuple[Any, ...], fields: dict[str, Any]) -> DendriteError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class InvalidArgument(DendriteError, ValueError):
+    """An argument is out of range or of the wrong kind; names the field, the value and the limit."""
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        self.field, self.value, self.limit = field, repr(value)[:200], limit
+        super().__init__(f"{field}={self.value}: {limit}")
+
+
+class OutOfPages(DendriteError):
+    """The KV pool cannot supply the pages asked for, even after eviction; nothing was changed."""
+
+    def __init__(self, need: int, free: int) -> None:
+        self.need, self.free = need, free
+        super().__init__(f"out of KV pages: need {need}, free {free}")
+
+
+class NodeReleased(DendriteError):
+    """An operation was tried on a node that its holder has released."""
+
+    def __init__(self, tree: int, node: int) -> None:
+        self.tree, self.node = tree, node
+        super().__init__(f"node {node} of tree {tree} has been released")
+
+
+class UnknownNode(DendriteError, KeyError):
+    """No such node is held here (never created, released, or reclaimed with its lease)."""
+
+    def __init__(self, tree: int, node: int) -> None:
+        self.tree, self.node = tree, node
+        super().__init__(f"node {node} of tree {tree} is not known here")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class InvariantViolation(DendriteError, AssertionError):
+    """A KV invariant does not hold: a defect in Dendrite, never the caller's fault."""
+
+
+class Cancelled(DendriteError):
+    """The generation was cancelled before it finished."""
+
+
+class ContextOverflow(DendriteError):
+    """A path would grow past the longest context the model or the KV pool can hold."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens, self.limit = tokens, limit
+        super().__init__(f"a context of {tokens} tokens is over the limit of {limit}")
+
+
+class BudgetExhausted(DendriteError):
+    """The search budget is spent."""
+
+
+class ModelError(DendriteError):
+    """A model folder cannot be loaded."""
+
+
+class ModelNotFound(ModelError):
+    """There is no model folder at that path, and no packaged model of that name."""
+
+    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
+        self.name, self.known = name, known
+        hint = f"; packaged models: {', '.join(known)}" if known else ""
+        super().__init__(f"no model folder at {name!r}{hint}")
+
+
+class UnsupportedModel(ModelError):
+    """The architecture, or an option in its config, is not one that Dendrite implements."""
+
+
+class MissingTensor(ModelError):
+    """A tensor that the architecture needs is in none of the folder's files."""
+
+    def __init__(self, tensor: str, folder: str) -> None:
+        self.tensor, self.folder = tensor, folder
+        super().__init__(f"tensor {tensor!r} is missing from {folder}")
+
+
+class TensorShapeMismatch(ModelError):
+    """A tensor's shape differs from what the config calls for."""
+
+    def __init__(self, tensor: str, found: tuple[int, ...], expected: tuple[int, ...], file: str) -> None:
+        self.tensor, self.found, self.expected, self.file = tensor, found, expected, file
+        super().__init__(f"tensor {tensor!r} in {file} has shape {list(found)}, expected {list(expected)}")
+
+
+class CorruptFile(ModelError):
+    """A file of the model folder cannot be read as what its name says."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        self.file, self.reason = file, reason
+        super().__init__(f"{file} cannot be read: {reason}")
+
+
+class ClusterError(DendriteError):
+    """The cluster cannot do what was asked (no worker, a worker that died, Ray not reachable)."""
+
+
+class LeaseExpired(ClusterError):
+    """The lease that held the tree has run out; its nodes have been reclaimed."""
+
+    def __init__(self, tree: int) -> None:
+        self.tree = tree
+        super().__init__(f"the lease on tree {tree} has expired")

@@ -1,0 +1,76 @@
+"""What a search algorithm may ask of an engine: the same four verbs, locally and on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from dendrite.config import SamplingParams
+
+NodeRef: TypeAlias = Hashable
+"""A node as a backend names it. Opaque to algorithms: hold it, compare it, pass it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A child that `expand` generated.
+
+    `logprobs` are the natural-log probabilities of `tokens` as sampled, temperature and filters aside (temperature 1).
+    `value` is the value head's estimate at the last token, in [0, 1]; None where the model has no value head.
+    `finish_reason` is "stop" (a stop text, a stop id or the end-of-sequence token) or "length".
+    """
+
+    node: NodeRef
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    value: float | None
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStats:
+    """Totals since the backend was made.
+
+    `prefill_tokens` counts prompt tokens run through the model, `recomputed_tokens` those run again because their KV had
+    been dropped, `decode_tokens` generated tokens, `cached_tokens` prompt tokens found in the prefix cache, `forks`
+    children made, and `pages_held` KV pages that live nodes own now. `shared_ratio` is the share of context tokens,
+    summed over all decode steps, that a node read from an ancestor's pages.
+    """
+
+    prefill_tokens: int
+    recomputed_tokens: int
+    decode_tokens: int
+    cached_tokens: int
+    forks: int
+    pages_held: int
+    shared_ratio: float
+
+
+class Backend(Protocol):
+    """Prefill, expand, score, release. Concurrent calls join one batch; all may be awaited from one event loop."""
+
+    async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> NodeRef:
+        """Compute a prompt and return its root. `seed` keys the tree's sampling; None takes the backend's own."""
+        ...
+
+    async def expand(self, node: NodeRef, n: int, params: SamplingParams) -> list[Branch]:
+        """Fork `node` n times and decode all children, in one message. Cancelling the awaiting task releases them."""
+        ...
+
+    async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
+        """Natural-log probability of each of `tokens` as a continuation of `node`; leaves the tree as it was."""
+        ...
+
+    async def value(self, node: NodeRef) -> float | None:
+        """The value head's estimate at `node`, None without a value head."""
+        ...
+
+    async def release(self, node: NodeRef, *, subtree: bool = False) -> None:
+        """Give the node up (and all below it); idempotent."""
+        ...
+
+    async def stats(self) -> BackendStats:
+        """Totals over the backend's workers."""
+        ...
