@@ -1,0 +1,19 @@
+"""Settings that hold for every test, made before torch or Ray is imported."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# The cores belong to the tests' own processes, not to each one's thread pool.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing in a test talks to the network: no hub, no usage report. Ray writes no token to the home folder.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+# A busy machine must not fail a property, so an example has no deadline. CI draws the same examples each time.
+settings.register_profile("dendrite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("dendrite"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dendrite")
