@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 class Task(ABC):
     """One problem, and the rule that judges texts written after its prompt.
 
-    `text` below is always everything generated after the prompt, from the root of the tree to one node, special tokens
-    left out. A task sees only the problem: it never holds or consults a known solution. The methods are pure, so that
-    they may be called in any order, any number of times, and from several searches at once. A task pickles.
+    `text` below is always everything generated after the prompt, from the root of the tree to one node,
+    special tokens left out. A task sees only the problem: it never holds or consults a known solution. The
+    methods are pure, so that they may be called in any order, any number of times, and from several searches
+    at once. A task pickles.
     """
 
     @property
@@ -26,7 +27,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def stop(self) -> tuple[str, ...]:
-        """Texts that end one thought. A thought keeps the text that ended it; empty means one thought, to the end."""
+        """Texts that end one thought, which keeps the text that ended it; none: a thought runs to the end."""
 
     @property
     @abstractmethod
@@ -40,11 +41,11 @@ class Task(ABC):
 
     @abstractmethod
     def is_terminal(self, text: str) -> bool:
-        """Whether nothing that could follow `text` would change its reward: solved, finished, or beyond repair."""
+        """Whether nothing that could follow `text` would change its reward: finished, or beyond repair."""
 
     @abstractmethod
     def reward(self, text: str) -> float:
-        """The reward of `text` in [0, 1], by rule; 1 is solved. A text that is not finished earns what it has so far."""
+        """The reward of `text` in [0, 1], by rule; 1 is solved. A text that is not finished may earn 0."""
 
     @abstractmethod
     def answer(self, text: str) -> str | None:
