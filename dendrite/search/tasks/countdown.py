@@ -5,9 +5,9 @@
     25*4=100 (8 100)
     100-8=92 (92)                       one number is left: the derivation is complete (and here it misses)
 
-The rule: every operand is one of the numbers left, each used once; the result is a non-negative integer, and a
-division leaves no remainder; the numbers in brackets are exactly those left, in any order; all numbers must be
-used. A line ends with a newline, and counts only then. What follows a complete derivation is ignored.
+The rule: every operand is one of the numbers left, each used once; the result is a non-negative integer, and
+a division leaves no remainder; the numbers in brackets are exactly those left, in any order; all numbers must
+be used. A line ends with a newline, and counts only then. What follows a complete derivation is ignored.
 
 The packaged model was trained on derivations that write the larger operand first and the numbers left in
 ascending order (see `draw`), then end the sequence. The rule asks for neither.
@@ -81,7 +81,7 @@ class Countdown(Task):
 
     @property
     def max_step_tokens(self) -> int:
-        """Characters of a first line whose numbers have two digits more than any given; a token is one or more."""
+        """Characters of a first line of numbers with two digits more than any given (a token is one or more)."""
         digits = len(str(max(*self.numbers, self.target))) + 2
         return (len(self.numbers) + 2) * digits + len(self.numbers) + 5
 
@@ -128,7 +128,7 @@ class _Term(NamedTuple):
 
 
 def _apply(line: str, left: list[_Term]) -> bool:
-    """Replace the operands of `line` in `left` by its result; False (and `left` is spoilt) if it is illegal."""
+    """Replace the operands of `line` in `left` by its result; False, and `left` spoilt, if it is illegal."""
     match = _LINE.fullmatch(line)
     if match is None:
         return False
@@ -164,8 +164,8 @@ def _compute(first: int, operator: str, second: int) -> Fraction | None:
 def problems(n: int, seed: int = 0, split: Split = "test") -> list[Countdown]:
     """Draw `n` distinct problems of one split, the same for the same arguments everywhere.
 
-    All can be solved: each was built from a random legal derivation, which is then forgotten. The first problems
-    of a longer list are those of a shorter one.
+    All can be solved: each was built from a random legal derivation, which is then forgotten. A longer list
+    starts with the shorter ones.
 
     Raises:
         InvalidArgument: `n` is not in 1 .. 100,000, `seed` not in 0 .. 2^63 - 1, or there is no such split.
