@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
-# A busy machine must not fail a property, so an example has no deadline. CI draws the same examples each time.
+# A busy machine must not fail a property, so an example has no deadline. CI draws the same ones each time.
 settings.register_profile("dendrite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dendrite"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dendrite")

@@ -1,0 +1,110 @@
+"""Write README's figures from benchmarks/results, so that none is typed by hand.
+
+A block stands between `<!-- results: NAME -->` and `<!-- /results -->`; NAME is a key of `BLOCKS`.
+
+    python -m benchmarks.readme            write README.md again
+    python -m benchmarks.readme --check    change nothing; exit 1 where README is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parent / "results"
+_BLOCK = re.compile(r"(?P<open><!-- results: (?P<name>\w+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL)
+
+
+def block_names(text: str) -> list[str]:
+    """Names of the blocks that a README text has, in order."""
+    return [match["name"] for match in _BLOCK.finditer(text)]
+
+
+def refresh(text: str) -> str:
+    """The README text with every block written again from the results.
+
+    Raises:
+        KeyError: a block's name is not in `BLOCKS`, or its result lacks a metric.
+        FileNotFoundError: a block's result file is missing.
+    """
+    return _BLOCK.sub(lambda match: f"{match['open']}{BLOCKS[match['name']]()}\n{match['close']}", text)
+
+
+def fork_block() -> str:
+    """What a fork costs, and that neither context, depth nor siblings change it."""
+    result = _load("fork-cpu-metadata")
+    metrics = result["metrics"]
+    rows = [
+        ("`fork(1)`, median", f"{_short(metrics['fork.p50_us'])} µs"),
+        ("a child in `fork(64)`", f"{_short(metrics['fork.n64_us'])} µs"),
+        ("bookkeeping for a child", f"{_short(metrics['fork.metadata_bytes'])} bytes"),
+        ("time with the longest context ÷ the shortest", _short(metrics["fork.context_ratio"])),
+        ("time at the deepest node ÷ the shallowest", _short(metrics["fork.depth_ratio"])),
+        ("time with the most siblings ÷ the fewest", _short(metrics["fork.sibling_ratio"])),
+    ]
+    return _with_source(_table(("Fork", "Measured"), rows), result)
+
+
+def decode_block() -> str:
+    """Decoding 64 branches on the CPU, beside transformers."""
+    result = _load("decode-cpu-countdown")
+    metrics = result["metrics"]
+    rows = [
+        ("Dendrite: `prefill`, `fork(64)`, `decode`", metrics["decode.n64.tok_s"]),
+        ("transformers: `generate(num_return_sequences=64)`", metrics["decode.transformers.tok_s"]),
+        ("transformers: the prompt's cache expanded by hand", metrics["decode.transformers_shared.tok_s"]),
+    ]
+    own = metrics["decode.n64.tok_s"]
+    lines = [(name, f"{rate:,.0f}", f"{own / rate:.2f}×") for name, rate in rows]
+    return _with_source(
+        _table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"fork": fork_block, "decode": decode_block}
+
+
+def _load(stem: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{stem}.json").read_text()))
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    rule = ("---", *("---:" for _ in header[1:]))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def _with_source(table: str, result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{table}\n\n`{result['command']}` at {result['commit'][:7]}, {result['hardware']}; {versions}."
+
+
+def _short(value: float) -> str:
+    """Three significant digits, never in scientific form."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def main() -> int:
+    """Refresh README, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where README is out of date"
+    )
+    check = parser.parse_args().check
+    before = README.read_text()
+    after = refresh(before)
+    if check and after != before:
+        print("README.md is out of date: run `python -m benchmarks.readme`", file=sys.stderr)
+        return 1
+    if after != before:
+        README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
