@@ -1,6 +1,6 @@
 """Fork one prompt into eight branches, decode them as one batch, and branch again from inside the best.
 
-    python examples/fork.py
+Run it with `python examples/fork.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ def main() -> None:
     best = max(branches, key=lambda branch: sum(branch.logprobs))
     variants = best.at(1).fork(4)  # keep its first token only; nothing is prefilled again
     engine.decode(variants, max_tokens=32, stop="\n", temperature=1.0)
-    first = best.text[: len(best.text) - len(engine.tokenizer.decode(best.tokens[1:]))]
-    print("again from", repr(first), "->", [variant.text.rstrip() for variant in variants])
+    print("other ways to go on from the best branch's first token:")
+    for variant in variants:
+        print(f"         …{variant.text.rstrip()}")
 
     root.release(subtree=True)
     engine.close()
