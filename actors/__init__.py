@@ -1,0 +1,1 @@
+"""Dendrite on a Ray cluster."""
