@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dendrite.errors import InvalidArgument
 
 MAX_SEED = 2**63 - 1
+
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+def checked(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """Build settings of `kind` from `values`.
+
+    Raises:
+        InvalidArgument: the first field that is unknown or out of range, with its value and limit.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or kind.__name__
+        raise InvalidArgument(field, first["input"], first["msg"]) from None
 
 
 class _Frozen(BaseModel):
@@ -34,6 +54,12 @@ class EngineConfig(_Frozen):
     """Base of every sampling key that no `SamplingParams.seed` overrides."""
     debug_checks: bool = False
     """Check the KV invariants after every step (slow; meant for tests)."""
+
+    @model_validator(mode="after")
+    def _decodes_fit_a_step(self) -> Self:
+        if self.max_running > self.max_batch_tokens:
+            raise ValueError(f"max_running must not exceed max_batch_tokens={self.max_batch_tokens}")
+        return self
 
 
 class SamplingParams(_Frozen):

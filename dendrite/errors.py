@@ -75,6 +75,14 @@ class ContextOverflow(DendriteError):
         super().__init__(f"a context of {tokens} tokens is over the limit of {limit}")
 
 
+class RunningEventLoop(DendriteError, RuntimeError):
+    """A function that waits for an event loop to finish was called from within one."""
+
+    def __init__(self, function: str, twin: str) -> None:
+        self.function, self.twin = function, twin
+        super().__init__(f"{function} cannot be called from a running event loop; await {twin} instead")
+
+
 class BudgetExhausted(DendriteError):
     """The search budget is spent."""
 

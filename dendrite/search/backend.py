@@ -33,10 +33,10 @@ class Branch:
 class BackendStats:
     """Totals since the backend was made.
 
-    `prefill_tokens` counts prompt tokens run through the model, `recomputed_tokens` those run again because their KV had
-    been dropped, `decode_tokens` generated tokens, `cached_tokens` prompt tokens found in the prefix cache, `forks`
-    children made, and `pages_held` KV pages that live nodes own now. `shared_ratio` is the share of context tokens,
-    summed over all decode steps, that a node read from an ancestor's pages.
+    `prefill_tokens` counts prompt tokens run through the model, `recomputed_tokens` those run again because their KV
+    had been dropped, `decode_tokens` generated tokens, `cached_tokens` prompt tokens found in the prefix cache,
+    `forks` children made, and `pages_held` KV pages that live nodes own now. `shared_ratio` is the share of context
+    tokens, summed over all decode steps, that a node read from an ancestor's pages.
     """
 
     prefill_tokens: int

@@ -1,0 +1,379 @@
+"""The engine: nodes in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from dendrite.attention.torch_reference import TorchAttention
+from dendrite.config import EngineConfig, SamplingParams, checked
+from dendrite.engine.generation import Compute, Generation, TokenCounts
+from dendrite.engine.runner import ModelRunner
+from dendrite.engine.sampler import logprobs_of
+from dendrite.engine.scheduler import Scheduler, check_context
+from dendrite.engine.stats import EngineStats
+from dendrite.engine.stepper import Stepper, StepResult, TokenEvent
+from dendrite.engine.stopping import StopText
+from dendrite.errors import InvalidArgument, NodeReleased
+from dendrite.kv.cache import KvCache
+from dendrite.kv.node import Node
+from dendrite.kv.storage import KvStorage
+from dendrite.model.decoder import Decoder
+from dendrite.model.folder import resolve
+from dendrite.model.tokenizer import Tokenizer
+from dendrite.model.value_head import ValueHead
+
+_MASK = 2**64 - 1
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Odd, so that trees of one engine, and engines of neighbouring seeds, draw different noise."""
+
+
+class Engine:
+    """A model, its KV cache, and the trees that live in it.
+
+    Not thread-safe: one thread makes all calls (`AsyncEngine` serves many callers). A node may be forked at any time,
+    also between the tokens of `stream`. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        tokenizer: Tokenizer | None = None,
+        value_head: ValueHead | None = None,
+        config: EngineConfig | None = None,
+    ) -> None:
+        self.config = config = config or EngineConfig()
+        self.tokenizer = tokenizer
+        shape = decoder.config
+        pages = -(-config.kv_tokens // config.page_size) + 1  # and the scratch page
+        self.cache = KvCache(pages, config.page_size, prefix_cache=config.prefix_cache, on_free=self._on_free)
+        storage = KvStorage(
+            shape.num_layers,
+            pages,
+            config.page_size,
+            shape.num_kv_heads,
+            shape.head_dim,
+            decoder.dtype,
+            decoder.device,
+        )
+        self._runner = ModelRunner(decoder, value_head, storage, TorchAttention(storage))
+        self._scheduler = Scheduler(self.cache, config)
+        self._vocabulary = shape.vocab_size
+        self.longest_context = min(shape.max_context, (pages - 1) * config.page_size)
+        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, self.longest_context)
+        self._orders = 0
+        self._trees = 0
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, config: EngineConfig | None = None, **settings: Any) -> Engine:
+        """Load a packaged model by name (`countdown`) or any Hugging Face folder by path.
+
+        Args:
+            model: name or path.
+            config: the engine's settings.
+            **settings: fields of `EngineConfig` that replace those of `config`.
+
+        Raises:
+            ModelError: the folder is missing, corrupt, or of an architecture that Dendrite does not implement.
+            InvalidArgument: a setting is unknown or out of range.
+        """
+        base = config.model_dump() if config is not None else {}
+        config = checked(EngineConfig, {**base, **settings})
+        folder = resolve(model)
+        device = _device(config)
+        decoder = Decoder.from_folder(folder, dtype=_dtype(config, device), device=device)
+        head = ValueHead.from_folder(folder, decoder.config.hidden_size, dtype=decoder.dtype, device=device)
+        return cls(decoder, tokenizer=Tokenizer.from_folder(folder), value_head=head, config=config)
+
+    # ---------------------------------------------------------------- what callers do
+
+    def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> Node:
+        """Compute a prompt, as far as no cached prefix covers it, and return the root of a new tree.
+
+        Args:
+            prompt: text, or token ids.
+            seed: keys the sampling of the whole tree; None takes the engine's seed and the tree's number.
+
+        Raises:
+            InvalidArgument: the prompt is empty or holds an id outside the vocabulary.
+            ContextOverflow: it leaves no room for one token.
+            OutOfPages: live nodes hold too much of the pool.
+        """
+        root, job = self.submit_prefill(prompt, seed=seed)
+        if job is not None:
+            try:
+                self._run_until(job)
+            except BaseException:
+                root.release()
+                raise
+        return root
+
+    def decode(self, nodes: Node | Sequence[Node], params: SamplingParams | None = None, **settings: Any) -> None:
+        """Generate on all `nodes` as one batch until each has ended; tokens, logprobs and value are then on the nodes.
+
+        Args:
+            nodes: live nodes, each at most once.
+            params: how to sample.
+            **settings: fields of `SamplingParams` that replace those of `params`.
+
+        Raises:
+            NodeReleased, InvalidArgument, ContextOverflow: nothing was generated.
+            OutOfPages: a node found no page even alone; the others were finished.
+        """
+        generations = self.submit(nodes, params, **settings)
+        try:
+            self._run_until(*generations)
+        finally:
+            for generation in generations:
+                self.cancel(generation)
+
+    def stream(
+        self, nodes: Node | Sequence[Node], params: SamplingParams | None = None, **settings: Any
+    ) -> Iterator[TokenEvent]:
+        """Like `decode`, yielding each token as it comes. Closing the iterator cancels what has not ended."""
+        generations = self.submit(nodes, params, **settings)
+        mine = {generation.node for generation in generations}
+        try:
+            while not all(generation.done for generation in generations):
+                yield from (event for event in self.step().events if event.node in mine)
+            _raise_first(generations)
+        finally:
+            for generation in generations:
+                self.cancel(generation)
+
+    def score(self, node: Node, continuation: str | Sequence[int]) -> list[float]:
+        """Natural-log probability of each token of `continuation` after `node`, by one prefill over its KV.
+
+        The tree is left as it was.
+        """
+        tokens = self._token_ids(continuation, "continuation")
+        probe = self.submit_probe(node)
+        self._run_until(probe)
+        scores = self.first_score(probe, tokens)
+        if len(tokens) > 1:
+            child, job = self.submit_score(node, tokens)
+            try:
+                self._run_until(job)
+            finally:
+                child.release()
+            scores += job.logprobs
+        return scores
+
+    def value(self, node: Node) -> float | None:
+        """The value head's estimate at the end of `node`, in [0, 1]; None where the model has no value head."""
+        if not self._runner.has_value_head:
+            return None
+        probe = self.submit_probe(node)
+        self._run_until(probe)
+        return self.probed_value(probe)
+
+    def stats(self) -> EngineStats:
+        """Totals and present holdings."""
+        seen, cache, scheduler = self._stepper.counters, self.cache, self._scheduler
+        return EngineStats(
+            steps=seen.steps,
+            prefill_tokens=seen.prefill_tokens,
+            recomputed_tokens=seen.recomputed_tokens,
+            decode_tokens=seen.decode_tokens,
+            cached_tokens=seen.cached_tokens,
+            retips=seen.retips,
+            forks=cache.forks,
+            tail_copies=cache.cow_copies,
+            takeovers=cache.takeovers,
+            preemptions=scheduler.preemptions,
+            shared_ratio=seen.shared_tokens / seen.context_tokens if seen.context_tokens else 0.0,
+            seconds_running=seen.seconds_running,
+            pages_total=cache.total_pages,
+            pages_free=cache.free_pages,
+            pages_held=cache.held_pages,
+            pages_cached=cache.cached_pages,
+            running=len(scheduler.running),
+            waiting=scheduler.waiting_count,
+        )
+
+    def check(self) -> None:
+        """Verify the KV invariants.
+
+        Raises:
+            InvariantViolation: one does not hold.
+        """
+        self.cache.check()
+
+    def close(self) -> None:
+        """Drop cached prefixes. Live nodes stay their holders' to release."""
+        self.cache.clear_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- without waiting
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._scheduler.has_work
+
+    def submit_prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> tuple[Node, Compute | None]:
+        """Like `prefill`, without running it: the root and its job, None if the prompt is cached as a whole."""
+        tokens = self._token_ids(prompt, "prompt")
+        self._trees += 1
+        key = seed if seed is not None else (self.config.seed * _SEED_STRIDE + self._trees) & _MASK
+        root = self.cache.new_tree(tokens, tree_id=self._trees, seed=key, detokenize=self._detokenize)
+        try:
+            check_context(root, self.longest_context)
+        except BaseException:
+            root.release()
+            raise
+        self._stepper.counters.cached_tokens += root.base
+        if not root.tokens:
+            return root, None
+        job = Compute(root, seal=True)
+        self._scheduler.compute(job)
+        return root, job
+
+    def submit(
+        self,
+        nodes: Node | Sequence[Node],
+        params: SamplingParams | None = None,
+        *,
+        priority: float = 0.0,
+        **settings: Any,
+    ) -> list[Generation]:
+        """Queue nodes for decoding; `step` runs them. A higher `priority` is served first."""
+        nodes = [nodes] if isinstance(nodes, Node) else list(nodes)
+        base = params.model_dump() if params is not None and settings else {}
+        params = checked(SamplingParams, {**base, **settings}) if settings or params is None else params
+        self._check_nodes(nodes)
+        generations = [self._generation(node, params, branch, priority) for branch, node in enumerate(nodes)]
+        for generation in generations:
+            self._scheduler.add(generation)
+        return generations
+
+    def submit_probe(self, node: Node) -> Generation:
+        """Queue the recovery of a node's last hidden state, for `probed_value` and `first_score`."""
+        self._check_nodes([node], may_run=True)
+        probe = self._generation(node, SamplingParams(max_tokens=1), 0, 0.0)
+        probe.probe = True
+        self._scheduler.add(probe)
+        return probe
+
+    def submit_score(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
+        """Queue a scratch child of `node` whose job gathers the log-probabilities of `tokens[1:]`; release it after."""
+        child = node.fork()[0]
+        child.tokens.extend(tokens[:-1])
+        job = Compute(child, collect=list(tokens[1:]))
+        self._scheduler.compute(job)
+        return child, job
+
+    def first_score(self, probe: Generation, tokens: Sequence[int]) -> list[float]:
+        """Log-probability of the first of `tokens` after a finished probe's node."""
+        logits = self._runner.logits_at([probe.tip])
+        return [float(logprobs_of(logits, torch.tensor([tokens[0]], device=logits.device)))]
+
+    def probed_value(self, probe: Generation) -> float | None:
+        """The value head's estimate at a finished probe's node."""
+        values = self._runner.values_at([probe.tip])
+        return values[0] if values else None
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation now; its node keeps what it has generated. Does nothing once it has ended."""
+        self._scheduler.cancel(generation)
+
+    def step(self) -> StepResult:
+        """Run one batch of whatever was submitted."""
+        return self._stepper.step()
+
+    # ---------------------------------------------------------------- helpers
+
+    def _generation(self, node: Node, params: SamplingParams, branch: int, priority: float) -> Generation:
+        stops = params.stop
+        if stops and self.tokenizer is None:
+            raise InvalidArgument("stop", stops, "stop texts need a tokenizer, and the model folder has none")
+        eos = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
+        self._orders += 1
+        return Generation(
+            node=node,
+            params=params,
+            seed=node.tree.seed if params.seed is None else params.seed,
+            branch=node.id if params.seed is None else branch,
+            priority=priority,
+            order=self._orders,
+            stop_text=StopText(stops, self.tokenizer.stream()) if stops and self.tokenizer else None,
+            stop_ids=frozenset(params.stop_token_ids).union(eos),
+            counts=TokenCounts.of(node, params, self._vocabulary),
+        )
+
+    def _check_nodes(self, nodes: list[Node], *, may_run: bool = False) -> None:
+        if not nodes:
+            raise InvalidArgument("nodes", nodes, "at least one node")
+        if len(set(nodes)) < len(nodes):
+            raise InvalidArgument("nodes", [node.id for node in nodes], "each node at most once")
+        for node in nodes:
+            if node.tree.cache is not self.cache:
+                raise InvalidArgument("nodes", node.id, "a node of this engine")
+            if node.released:
+                raise NodeReleased(node.tree.id, node.id)
+            if not may_run and self._scheduler.is_busy(node):
+                raise InvalidArgument("nodes", node.id, "a node that is not being decoded already")
+            check_context(node, self.longest_context)
+
+    def _token_ids(self, text: str | Sequence[int], field: str) -> list[int]:
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise InvalidArgument(field, text, "the model folder has no tokenizer: pass token ids")
+            tokens = self.tokenizer.encode(text)
+        else:
+            tokens = [int(token) for token in text]
+        if not tokens:
+            raise InvalidArgument(field, text, "at least one token")
+        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
+            raise InvalidArgument(field, text, f"token ids from 0 to {self._vocabulary - 1}")
+        return tokens
+
+    def _detokenize(self, tokens: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            raise InvalidArgument("text", None, "the model folder has no tokenizer")
+        return self.tokenizer.decode(tokens)
+
+    def _on_free(self, node: Node) -> None:
+        if node.tip >= 0:
+            self._runner.tips.release(node.tip)
+            node.tip = -1
+        self._scheduler.freed(node)
+
+    def _run_until(self, *requests: Generation | Compute) -> None:
+        while not all(request.done for request in requests):
+            self.step()
+        _raise_first(requests)
+
+
+def _raise_first(requests: Sequence[Generation | Compute]) -> None:
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+
+
+def _device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("device", "cuda", "torch sees no CUDA device here; use device='cpu' or 'auto'")
+    return torch.device(config.device)
+
+
+def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
+    """None is the checkpoint's own type."""
+    if config.dtype is not None:
+        found: torch.dtype = getattr(torch, config.dtype)
+        return found
+    return torch.float32 if device.type == "cpu" else None

@@ -1,0 +1,106 @@
+"""What the engine has been asked to do: extend a node by sampling, or compute given tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dendrite.config import SamplingParams
+from dendrite.engine.sampler import has_penalty
+from dendrite.engine.stopping import StopText
+from dendrite.errors import DendriteError
+from dendrite.kv.node import Node
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One node being decoded.
+
+    `seed` and `branch` key its sampling noise together with the position. `tip` is the slot of the hidden state that
+    the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
+    of this generation; `counts` is there only if the settings have a penalty. A `probe` ends as soon as it has its
+    tip.
+    """
+
+    node: Node
+    params: SamplingParams
+    seed: int
+    branch: int
+    priority: float
+    order: int
+    stop_text: StopText | None
+    stop_ids: frozenset[int]
+    probe: bool = False
+    tip: int = -1
+    produced: int = 0
+    counts: TokenCounts | None = None
+    finish_reason: FinishReason | None = None
+    error: DendriteError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self.finish_reason is not None
+
+    def rank(self) -> tuple[float, int]:
+        """Sort key: the higher priority first, then the earlier arrival."""
+        return (-self.priority, self.order)
+
+
+@dataclass(slots=True, eq=False)
+class Compute:
+    """Tokens already on a node whose KV must be written: a prompt, a scored continuation, or a dropped segment.
+
+    `collect[i]` is a token whose log-probability after the node's own token i is wanted in `logprobs`. With `seal`, the
+    node enters the prefix cache once it is computed.
+    """
+
+    node: Node
+    waiting: list[Generation] = field(default_factory=list)
+    seal: bool = False
+    collect: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    done: bool = False
+    error: DendriteError | None = None
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Which tokens a path holds, kept for penalties: `seen` [V] bool, `generated` [V] float32."""
+
+    seen: Tensor
+    generated: Tensor
+
+    @classmethod
+    def of(cls, node: Node, params: SamplingParams, vocabulary: int) -> TokenCounts | None:
+        """Count along the path of `node`; None where the settings have no penalty."""
+        if not has_penalty(params):
+            return None
+        counts = cls(torch.zeros(vocabulary, dtype=torch.bool), torch.zeros(vocabulary))
+        counts.seen[torch.tensor(node.path_tokens, dtype=torch.int64)] = True
+        for token in generated_on_path(node):
+            counts.generated[token] += 1
+        return counts
+
+    def add(self, token: int) -> None:
+        """Note one more generated token."""
+        self.seen[token] = True
+        self.generated[token] += 1
+
+
+def generated_on_path(node: Node) -> list[int]:
+    """The sampled (not given) tokens on the path of `node`, latest segment first."""
+    found: list[int] = []
+    end, at = node.length, node
+    while True:
+        own = at.tokens[: end - at.base]
+        given = len(at.tokens) - len(at.logprobs)
+        found.extend(own[given:])
+        if at.parent is None:
+            return found
+        end, at = min(end, at.base), at.parent

@@ -1,0 +1,53 @@
+"""Runs batches through the model; owns the tensors: weights, KV, tips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dendrite.attention.base import Attention, ForwardBatch
+from dendrite.engine.tips import TipStore
+from dendrite.kv.pages import TailCopy
+from dendrite.kv.storage import KvStorage
+from dendrite.model.decoder import Decoder
+from dendrite.model.value_head import ValueHead
+
+
+class ModelRunner:
+    """One model on one device."""
+
+    def __init__(
+        self, decoder: Decoder, value_head: ValueHead | None, storage: KvStorage, attention: Attention
+    ) -> None:
+        self.decoder = decoder
+        self.storage = storage
+        self.tips = TipStore(decoder.config.hidden_size, decoder.dtype, decoder.device)
+        self._value_head = value_head
+        self._attention = attention
+
+    @property
+    def has_value_head(self) -> bool:
+        """Whether the model estimates values."""
+        return self._value_head is not None
+
+    def logits_at(self, tips: list[int]) -> Tensor:
+        """[B, V] float32 logits of the tokens that follow the hidden states in these slots."""
+        with torch.inference_mode():
+            return self.decoder.logits(self.tips.read(tips))
+
+    def values_at(self, tips: list[int]) -> list[float]:
+        """The value head's estimates at the hidden states in these slots."""
+        if self._value_head is None or not tips:
+            return []
+        with torch.inference_mode():
+            values: list[float] = self._value_head(self.tips.read(tips)).tolist()
+            return values
+
+    def run(self, batch: ForwardBatch, copies: Sequence[TailCopy]) -> Tensor:
+        """Copy tail pages, write the batch's keys and values; return [T, d] final hidden states."""
+        with torch.inference_mode():
+            if copies:
+                self.storage.copy_tails(copies)
+            return self.decoder.forward(batch, self._attention)

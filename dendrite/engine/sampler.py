@@ -1,0 +1,157 @@
+"""Choosing the next token of every decoding row at once, reproducibly.
+
+The noise of a row is one uniform number, a hash of (seed, branch, position): it depends on nothing else in the batch,
+so a search replays token for token. Tokens are drawn by inverting the cumulative distribution at that number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dendrite.config import SamplingParams
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+Keys = npt.NDArray[np.uint64]
+
+
+def uniform(seeds: Keys, branches: Keys, positions: Keys) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) per row, a pure function of the three keys.
+
+    Each key is folded in by the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, figure 16).
+    """
+    state = _mix(seeds + _GOLDEN)
+    state = _mix(state ^ (branches * _GOLDEN + _GOLDEN))
+    state = _mix(state ^ (positions * _GOLDEN + _MIX1))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * _MIX1
+    state = (state ^ (state >> np.uint64(27))) * _MIX2
+    return state ^ (state >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """The sampling settings of a fixed list of rows as tensors; reused while the list stays the same.
+
+    A field that no row uses is None, so that its work is skipped for the whole batch.
+    """
+
+    temperature: Tensor | None  # [B, 1] float32; None where every row is greedy
+    greedy: Tensor | None  # [B] bool; None where no row is greedy
+    top_k: Tensor | None  # [B] int64, the vocabulary size where off
+    top_p: Tensor | None  # [B, 1] float32
+    min_p: Tensor | None  # [B, 1] float32
+    penalised: tuple[int, ...]  # rows with a penalty
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingParams], vocabulary: int, device: torch.device) -> SamplingBatch:
+        """Gather the settings of `rows`, in order, for a vocabulary of that many tokens."""
+        greedy = [row.temperature == 0.0 for row in rows]
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
+
+        any_sampled = not all(greedy)
+        return cls(
+            temperature=column([row.temperature or 1.0 for row in rows]) if any_sampled else None,
+            greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
+            top_k=_optional_top_k(rows, vocabulary, device) if any_sampled else None,
+            top_p=column([row.top_p for row in rows]) if any_sampled and any(r.top_p < 1.0 for r in rows) else None,
+            min_p=column([row.min_p for row in rows]) if any_sampled and any(r.min_p > 0.0 for r in rows) else None,
+            penalised=tuple(i for i, row in enumerate(rows) if has_penalty(row)),
+        )
+
+
+def _optional_top_k(rows: Sequence[SamplingParams], vocabulary: int, device: torch.device) -> Tensor | None:
+    if not any(row.top_k for row in rows):
+        return None
+    limits = [min(row.top_k or vocabulary, vocabulary) for row in rows]
+    return torch.tensor(limits, dtype=torch.int64, device=device)
+
+
+def has_penalty(params: SamplingParams) -> bool:
+    """Whether the settings change logits by the tokens already on the path."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def penalise(logits: Tensor, params: SamplingParams, seen: Tensor, generated: Tensor) -> Tensor:
+    """Apply repetition, presence and frequency penalties to one row.
+
+    Args:
+        logits: [V] float32.
+        params: the row's settings.
+        seen: [V] bool, tokens anywhere on the path.
+        generated: [V] float32, how often each token was generated on the path.
+
+    Returns:
+        [V] float32, a new tensor.
+    """
+    shrunk = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+    logits = torch.where(seen, shrunk, logits)
+    return logits - params.frequency_penalty * generated - params.presence_penalty * (generated > 0)
+
+
+def sample(logits: Tensor, batch: SamplingBatch, noise: npt.NDArray[np.float64]) -> Tensor:
+    """Draw one token a row.
+
+    Args:
+        logits: [B, V] float32, penalties applied.
+        batch: settings of the B rows.
+        noise: [B] float64 in [0, 1).
+
+    Returns:
+        [B] int64 token ids.
+    """
+    if batch.temperature is None:
+        return _most_likely(logits)
+    probabilities = torch.softmax(_filtered(logits / batch.temperature, batch), dim=-1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    target = torch.from_numpy(noise).to(logits.device).unsqueeze(1) * total
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach the total
+    drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return drawn if batch.greedy is None else torch.where(batch.greedy, _most_likely(logits), drawn)
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[B] natural-log probabilities of `tokens` [B] under `logits` [B, V] at temperature 1."""
+    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    return chosen - torch.logsumexp(logits, dim=-1)
+
+
+def _filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Scaled logits with what top-k, top-p and min-p remove set to minus infinity."""
+    if batch.min_p is not None:
+        floor = logits.amax(-1, keepdim=True) + batch.min_p.log()
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    if batch.top_k is None and batch.top_p is None:
+        return logits
+    ordered, order = logits.sort(-1, descending=True, stable=True)
+    removed = torch.zeros_like(ordered, dtype=torch.bool)
+    if batch.top_k is not None:
+        removed |= torch.arange(logits.shape[-1], device=logits.device) >= batch.top_k.unsqueeze(1)
+        ordered = ordered.masked_fill(removed, -torch.inf)
+    if batch.top_p is not None:
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        removed |= (before >= batch.top_p) & (batch.top_p < 1.0)
+    return logits.masked_fill(removed.gather(-1, order.argsort(-1)), -torch.inf)
+
+
+def _most_likely(logits: Tensor) -> Tensor:
+    """The smallest id among the most likely tokens; `argmax` alone leaves ties open."""
+    best = logits == logits.amax(-1, keepdim=True)
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(best, ids, logits.shape[-1]).amin(-1).clamp(max=logits.shape[-1] - 1)

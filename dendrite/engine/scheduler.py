@@ -1,0 +1,413 @@
+"""What runs in the next step: which nodes decode, which given tokens are computed, and who gives up pages for it.
+
+    submit ──► waiting ──► running ──► done
+                 │  ▲         │
+     ancestors   │  │         │ pages run out: the KV of the lowest rank is dropped
+     not computed▼  │computed ▼
+              computing ◄── dropped (tokens stay)
+
+A generation waits on one of two things: KV that is not written yet (its own or an ancestor's), or the hidden state it
+samples from (a *tip*), which is missing after a fork at an inner token. Both are filled in by rows of the same batch.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dendrite.config import EngineConfig
+from dendrite.engine.generation import Compute, Generation
+from dendrite.errors import Cancelled, ContextOverflow, DendriteError, OutOfPages
+from dendrite.kv.cache import KvCache
+from dendrite.kv.node import Node
+from dendrite.kv.pages import TailCopy
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of `job.node` to compute, from its own token `start` on."""
+
+    job: Compute
+    start: int
+    count: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the job is complete after this chunk."""
+        return self.start + self.count == len(self.job.node.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Retip:
+    """A token whose KV is written but whose hidden state is gone; it is run once more for all that wait for it."""
+
+    node: Node
+    length: int
+    waiting: list[Generation] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step's work. Pages for it are reserved; `copies` must be carried out before its keys and values are
+    written."""
+
+    decodes: list[Generation]
+    chunks: list[Chunk]
+    retips: list[Retip]
+    copies: list[TailCopy]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to run."""
+        return not (self.decodes or self.chunks or self.retips)
+
+
+class Scheduler:
+    """Continuous batching over nodes, by rank: priority first, arrival second.
+
+    Decoding nodes come first in a step, then prefill chunks fill what is left of `max_batch_tokens`. When pages run
+    out, idle leaves lose their KV before running nodes do, and the lowest rank before a higher one; nothing but KV is
+    lost.
+    """
+
+    def __init__(self, cache: KvCache, config: EngineConfig) -> None:
+        self._cache = cache
+        self._config = config
+        self._waiting: list[tuple[tuple[float, int], Generation]] = []
+        self._computing: dict[Node, Compute] = {}
+        self._retips: dict[tuple[Node, int], Retip] = {}
+        self._idle: dict[Node, float] = {}  # computed nodes that do not run, oldest first, with their priority
+        self._dropped: dict[Node, int] = {}  # tokens each node had computed before its KV was dropped
+        self.running: list[Generation] = []
+        self._busy: set[Node] = set()  # nodes with a generation that has not ended
+        self._ended: list[Generation | Compute] = []  # those that ended other than by running
+        self.version = 0  # changes with `running`, so that tensors made from it can be kept
+        self.preemptions = 0
+
+    # ---------------------------------------------------------------- what is asked for
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another step would do anything."""
+        return bool(self._waiting or self.running or self._computing or self._retips or self._ended)
+
+    @property
+    def waiting_count(self) -> int:
+        """Generations that have not started, or wait for KV or a tip."""
+        blocked = sum(len(job.waiting) for job in self._computing.values())
+        return len(self._waiting) + blocked + sum(len(retip.waiting) for retip in self._retips.values())
+
+    def is_busy(self, node: Node) -> bool:
+        """Whether a generation on `node` has not ended."""
+        return node in self._busy
+
+    def add(self, generation: Generation) -> None:
+        """Queue a generation by its rank."""
+        if not generation.probe:
+            self._idle.pop(generation.node, None)
+            self._busy.add(generation.node)
+        bisect.insort(self._waiting, (generation.rank(), generation), key=lambda entry: entry[0])
+
+    def compute(self, job: Compute) -> None:
+        """Queue given tokens; a node already being computed keeps its job."""
+        self._idle.pop(job.node, None)
+        self._computing.setdefault(job.node, job)
+
+    def take_ended(self) -> list[Generation | Compute]:
+        """Requests that ended since the last call other than by running: failed, or probes that have their tip."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def cancel(self, generation: Generation) -> None:
+        """Take a generation out of every queue; its node keeps what it has generated."""
+        if generation.done:
+            return
+        generation.finish_reason = "cancelled"
+        self._forget(generation)
+
+    # ---------------------------------------------------------------- one step
+
+    def schedule(self) -> Plan:
+        """Choose and reserve the next step's work."""
+        self._discard_released()
+        self._admit()
+        copies: list[TailCopy] = []
+        decodes = self._reserve_decodes(copies)
+        room = self._config.max_batch_tokens - len(decodes)
+        retips = list(self._retips.values())[:room]
+        chunks = self._reserve_chunks(room - len(retips), copies, idle_otherwise=not decodes and not retips)
+        return Plan(decodes, chunks, retips, copies)
+
+    def computed(self, chunk: Chunk) -> int:
+        """Note that a chunk has run; returns how many of its tokens had been computed before."""
+        node = chunk.job.node
+        again = max(0, min(self._dropped.get(node, 0) - chunk.start, chunk.count))
+        if chunk.last:
+            del self._computing[node]
+            self._dropped.pop(node, None)
+            chunk.job.done = True
+            self._idle[node] = 0.0
+            self._requeue(chunk.job.waiting)
+        return again
+
+    def tipped(self, retip: Retip) -> None:
+        """Note that a retip has run: those that waited for it may start."""
+        del self._retips[retip.node, retip.length]
+        for generation in retip.waiting:
+            self._start(generation)
+
+    def finished(self, generations: Iterable[Generation]) -> None:
+        """Take generations that have ended out of the running batch."""
+        for generation in generations:
+            self._busy.discard(generation.node)
+            self._idle[generation.node] = generation.priority
+        self.running = [generation for generation in self.running if not generation.done]
+        self.version += 1
+
+    def freed(self, node: Node) -> None:
+        """Forget a node whose KV is gone."""
+        self._idle.pop(node, None)
+        if _gone(node):
+            self._dropped.pop(node, None)
+
+    # ---------------------------------------------------------------- admission
+
+    def _admit(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for at, (_, generation) in enumerate(waiting):
+            if len(self.running) >= self._config.max_running or not self._has_room():
+                self._waiting = waiting[at:]
+                return
+            self._advance(generation)
+
+    def _advance(self, generation: Generation) -> None:
+        """Start a generation, or queue what it still lacks."""
+        node = generation.node
+        pending = self._cache.pending_ancestors(node)
+        if pending:
+            self.compute(Compute(pending[0]))
+            self._computing[pending[0]].waiting.append(generation)
+            return
+        generation.tip = find_tip(node)
+        if generation.tip >= 0:
+            self._start(generation)
+            return
+        owner = token_owner(node)
+        retip = self._retips.setdefault((owner, node.length), Retip(owner, node.length))
+        retip.waiting.append(generation)
+
+    def _start(self, generation: Generation) -> None:
+        """Join the running batch beside the generations of the same tree, whose pages it may share."""
+        if generation.probe:
+            generation.finish_reason = "stop"
+            self._ended.append(generation)
+            return
+        bisect.insort(self.running, generation, key=lambda other: (other.node.tree.id, other.order))
+        self.version += 1
+
+    def _has_room(self) -> bool:
+        """Keep a page in hand for every sixteenth of the running batch, so that admission does not cause preemption."""
+        return not self.running or self._cache.available_pages > 1 + len(self.running) // self._config.page_size
+
+    def _requeue(self, generations: Iterable[Generation]) -> None:
+        for generation in generations:
+            if not generation.done:
+                self.add(generation)
+
+    # ---------------------------------------------------------------- pages
+
+    def _reserve_decodes(self, copies: list[TailCopy]) -> list[Generation]:
+        """One slot for every running node; those that no page can be found for are preempted or failed."""
+        for generation in sorted(self.running, key=Generation.rank) if self._tight() else list(self.running):
+            if generation not in self.running:  # preempted for one before it
+                continue
+            try:
+                copy = self._reserve(generation.node, 1, generation.rank())
+            except OutOfPages as error:
+                if len(self.running) == 1:
+                    self._fail(generation, error)
+                else:
+                    self._preempt(generation)
+            else:
+                if copy is not None:
+                    copies.append(copy)
+        return list(self.running)
+
+    def _tight(self) -> bool:
+        """Whether some running node may not find a page: then the order of reservation matters."""
+        return self._cache.available_pages < len(self.running)
+
+    def _reserve_chunks(self, room: int, copies: list[TailCopy], *, idle_otherwise: bool) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for job in list(self._computing.values()):
+            if room <= 0:
+                break
+            first = self._cache.pending_ancestors(job.node)[0]
+            if first is not job.node:  # an ancestor was dropped in the meantime
+                self.compute(Compute(first))
+                continue
+            start = job.node.computed
+            count = min(room, len(job.node.tokens) - start)
+            try:
+                copy = self._reserve_chunk(job, count, alone=idle_otherwise and not chunks)
+            except OutOfPages as error:
+                if idle_otherwise and not chunks:
+                    self._fail(job, error)
+                    continue
+                break  # running nodes will give their pages back
+            if copy is not None:
+                copies.append(copy)
+            chunks.append(Chunk(job, start, count))
+            room -= count
+        return chunks
+
+    def _reserve_chunk(self, job: Compute, count: int, *, alone: bool) -> TailCopy | None:
+        while True:
+            try:
+                return self._cache.reserve(job.node, count)
+            except OutOfPages as error:
+                if self._drop_idle(error.need - error.free) or (alone and self._drop_other_job(job)):
+                    continue
+                raise
+
+    def _reserve(self, node: Node, count: int, rank: tuple[float, int]) -> TailCopy | None:
+        while True:
+            try:
+                return self._cache.reserve(node, count)
+            except OutOfPages as error:
+                if not (self._drop_idle(error.need - error.free) or self._preempt_below(rank)):
+                    raise
+
+    def _drop_idle(self, pages: int) -> bool:
+        """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free."""
+        before = self._cache.available_pages
+        needed = self._read_by_others()
+        for node in sorted(self._idle, key=self._idle.__getitem__):
+            if self._cache.available_pages - before >= pages:
+                break
+            if node not in needed and self._cache.can_drop(node):
+                self._drop(node)
+        return self._cache.available_pages > before
+
+    def _preempt_below(self, rank: tuple[float, int]) -> bool:
+        needed = self._read_by_others()
+        for generation in sorted(self.running, key=Generation.rank, reverse=True):
+            if generation.rank() <= rank:
+                return False
+            if generation.node not in needed and self._cache.can_drop(generation.node):
+                self._preempt(generation)
+                return True
+        return False
+
+    def _read_by_others(self) -> set[Node]:
+        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell."""
+        needed = {retip.node for retip in self._retips.values()}
+        readers = [generation.node for generation in self.running] + list(self._computing) + list(needed)
+        for reader in readers:
+            above = reader.parent
+            while above is not None and above not in needed:
+                needed.add(above)
+                above = above.parent
+        return needed
+
+    def _preempt(self, generation: Generation) -> None:
+        self.running.remove(generation)
+        self.version += 1
+        self.preemptions += 1
+        if self._cache.can_drop(generation.node):
+            self._drop(generation.node)
+        self.add(generation)
+
+    def _drop_other_job(self, job: Compute) -> bool:
+        for other in reversed(self._computing.values()):
+            if other is not job and other.node.computed and self._cache.can_drop(other.node):
+                self._drop(other.node)
+                return True
+        return False
+
+    def _drop(self, node: Node) -> None:
+        self._dropped[node] = max(self._dropped.get(node, 0), node.computed)
+        self._cache.drop(node)
+
+    # ---------------------------------------------------------------- ends
+
+    def _discard_released(self) -> None:
+        """End what was asked of nodes that have been released since."""
+        for generation in [g for g in self._all() if g.node.released]:
+            self._fail(generation, Cancelled(f"node {generation.node.id} was released while it was decoding"))
+        for job in [job for job in self._computing.values() if _gone(job.node)]:
+            self._fail(job, Cancelled(f"node {job.node.id} was released before it was computed"))
+
+    def _all(self) -> Iterable[Generation]:
+        yield from self.running
+        yield from (generation for _, generation in self._waiting)
+        for job in self._computing.values():
+            yield from job.waiting
+        for retip in self._retips.values():
+            yield from retip.waiting
+
+    def _fail(self, request: Generation | Compute, error: DendriteError) -> None:
+        request.error = error
+        self._ended.append(request)
+        if isinstance(request, Compute):
+            del self._computing[request.node]
+            request.done = True
+            for generation in request.waiting:
+                self._fail(generation, error)
+        else:
+            request.finish_reason = "cancelled" if isinstance(error, Cancelled) else "error"
+            self._forget(request)
+
+    def _forget(self, generation: Generation) -> None:
+        if generation in self.running:
+            self.running.remove(generation)
+            self.version += 1
+        self._waiting = [entry for entry in self._waiting if entry[1] is not generation]
+        for job in self._computing.values():
+            if generation in job.waiting:
+                job.waiting.remove(generation)
+        for key, retip in list(self._retips.items()):
+            if generation in retip.waiting:
+                retip.waiting.remove(generation)
+                if not retip.waiting:
+                    del self._retips[key]
+        if not generation.probe:
+            self._busy.discard(generation.node)
+            if generation.node.computed and not generation.node.released:
+                self._idle[generation.node] = generation.priority
+
+
+def find_tip(node: Node) -> int:
+    """Slot of the hidden state at the end of `node`, its own or that of the ancestor it was forked from; -1 if none."""
+    length = node.length
+    at: Node | None = node
+    while at is not None and at.length == length:
+        if at.tip >= 0:
+            return at.tip
+        if at.tokens:
+            return -1
+        at = at.parent
+    return -1
+
+
+def token_owner(node: Node) -> Node:
+    """The node whose own segment holds the last token of the path of `node`."""
+    length, at = node.length, node
+    while at.base >= length and at.parent is not None:
+        at = at.parent
+    return at
+
+
+def check_context(node: Node, longest: int) -> None:
+    """Refuse a node that leaves no room for one more token.
+
+    Raises:
+        ContextOverflow: the path and one more token exceed `longest`.
+    """
+    if node.length + 1 > longest:
+        raise ContextOverflow(node.length + 1, longest)
+
+
+def _gone(node: Node) -> bool:
+    return node.released and node.child_count == 0

@@ -1,0 +1,57 @@
+"""What an engine has done, and what it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running totals; the engine adds to them as it goes."""
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    recomputed_tokens: int = 0
+    decode_tokens: int = 0
+    cached_tokens: int = 0
+    retips: int = 0
+    context_tokens: int = 0
+    shared_tokens: int = 0
+    seconds_running: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of an engine.
+
+    Totals since it was made: `prefill_tokens` (prompt and scored tokens run through the model), `recomputed_tokens`
+    (run again because their KV had been dropped), `decode_tokens` (sampled), `cached_tokens` (prompt tokens found in
+    the prefix cache), `retips` (single tokens run again for their hidden state), `forks`, `tail_copies`, `takeovers`,
+    `preemptions`, `steps`, `seconds_running` (wall time inside steps). `shared_ratio` is the share of context tokens,
+    over all decode steps, that was read from an ancestor's pages.
+
+    Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
+    """
+
+    steps: int
+    prefill_tokens: int
+    recomputed_tokens: int
+    decode_tokens: int
+    cached_tokens: int
+    retips: int
+    forks: int
+    tail_copies: int
+    takeovers: int
+    preemptions: int
+    shared_ratio: float
+    seconds_running: float
+    pages_total: int
+    pages_free: int
+    pages_held: int
+    pages_cached: int
+    running: int
+    waiting: int
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
