@@ -1,0 +1,41 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from dendrite.search.budget import Limit
+
+StopReason: TypeAlias = Literal["solved", "exhausted"] | Limit
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer of a search, and what it cost.
+
+    `text` is the answer's path after the prompt: the best rewarded terminal, else the terminal or leaf of the
+    highest value. `reward` is the task's own, 0 for a text that is not terminal; `solved` means a reward of
+    1. `tokens` counts the generated tokens of the `expansions` that returned; those of expansions cancelled
+    at the end are known to the backend alone. `nodes` is the size of the tree, its root included.
+    `stop_reason` is "solved", the limit of the budget that was reached, or "exhausted" if there was nothing
+    left to try.
+    """
+
+    algorithm: str
+    task: str
+    seed: int
+    solved: bool
+    reward: float
+    text: str
+    answer: str | None
+    tokens: int
+    expansions: int
+    seconds: float
+    nodes: int
+    stop_reason: StopReason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, for a line of JSONL."""
+        return dataclasses.asdict(self)
