@@ -1,0 +1,113 @@
+"""The memory of the paged KV cache: one tensor, addressed by page and by slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dendrite.errors import InvalidArgument
+from dendrite.kv.pages import TailCopy
+
+
+class KvStorage:
+    """Keys and values of all layers, in pages.
+
+    `pages` is [layers, pages, 2, page_size, Hkv, D], keys before values: per layer the layout that paged
+    attention kernels call NHD. A *slot* is a token's place, page * page_size + offset. A *row* is the place
+    of one [Hkv, D] key or value in a layer's flattened memory: a slot's value row is page_size after its key
+    row.
+
+    Page 0 is scratch: written to when nobody will read, never a node's. Memory starts zeroed.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_pages < 2:
+            raise InvalidArgument("num_pages", num_pages, "must be at least 2: page 0 is scratch")
+        self.page_size = page_size
+        shape = (layers, num_pages, 2, page_size, kv_heads, head_dim)
+        self.pages = torch.zeros(shape, dtype=dtype, device=device)
+        self.layer_rows = tuple(layer.view(-1, kv_heads, head_dim) for layer in self.pages)
+        """Per layer [pages * 2 * page_size, Hkv, D], a view of `pages`, indexed by row."""
+
+    @property
+    def num_pages(self) -> int:
+        """Pages, scratch included."""
+        return self.pages.shape[1]
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return self.total_bytes // self.num_pages
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token over all layers."""
+        return self.page_bytes // self.page_size
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole storage."""
+        return self.pages.numel() * self.pages.element_size()
+
+    def key_rows(self, slots: Tensor) -> Tensor:
+        """Row of each slot's key; the same shape as `slots`, int64."""
+        pages = torch.div(slots, self.page_size, rounding_mode="floor")
+        return slots + pages * self.page_size
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store keys and values [T, Hkv, D] at slots [T]."""
+        self.write_rows(layer, self.key_rows(slots), key, value)
+
+    def write_rows(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> None:
+        """Like `write`, with the slots' key rows, so that a step computes them once for all layers."""
+        memory = self.layer_rows[layer]
+        memory.index_copy_(0, rows, key)
+        memory.narrow(0, self.page_size, memory.shape[0] - self.page_size).index_copy_(0, rows, value)
+
+    def copy_tails(self, copies: Sequence[TailCopy]) -> None:
+        """Copy tail pages in all layers at once, to be called before the step that writes to them.
+
+        Whole pages are copied: nothing reads a slot past `filled` before its new owner has written it. All
+        sources are read before any destination is written, so a page may be freed and handed out again within
+        one step.
+        """
+        if not copies:
+            return
+        sources, targets = (
+            torch.tensor([copy[end] for copy in copies], dtype=torch.int64, device=self.pages.device) for end in (0, 1)
+        )
+        self.pages.index_copy_(1, targets, self.pages.index_select(1, sources))
+
+    def export_pages(self, pages: Sequence[int]) -> Tensor:
+        """A copy of those pages: [layers, n, 2, page_size, Hkv, D], on the storage's device."""
+        return self.pages.index_select(1, self._page_index(pages))
+
+    def import_pages(self, pages: Sequence[int], data: Tensor) -> None:
+        """Fill pages with what `export_pages` gave, here or in a storage of the same shape.
+
+        Raises:
+            InvalidArgument: the data does not fit those pages of this storage.
+        """
+        layers, _, *page_shape = self.pages.shape
+        expected = (layers, len(pages), *page_shape)
+        if tuple(data.shape) != expected or data.dtype != self.pages.dtype:
+            limit = f"must be {list(expected)} of {self.pages.dtype}"
+            raise InvalidArgument("data", f"{list(data.shape)} of {data.dtype}", limit)
+        self.pages.index_copy_(1, self._page_index(pages), data.to(self.pages.device))
+
+    def _page_index(self, pages: Sequence[int]) -> Tensor:
+        for page in pages:
+            if not 0 <= page < self.num_pages:
+                raise InvalidArgument("page", page, f"must be in 0..{self.num_pages - 1}")
+        return torch.tensor(list(pages), dtype=torch.int64, device=self.pages.device)

@@ -1,0 +1,117 @@
+"""The decoder of the Llama family: one forward pass for all supported architectures.
+
+Pre-norm blocks with rotary attention over paged KV and a SwiGLU MLP. What tells the families apart (biases,
+query and key norms, tied embeddings, rotary scaling) is which weights exist, see `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from dendrite.attention.base import Attention, ForwardBatch
+from dendrite.errors import InvalidArgument
+from dendrite.model.config import ModelConfig
+from dendrite.model.rope import Rotation, inverse_frequencies
+from dendrite.model.weights import DecoderWeights, LayerWeights, load_weights, random_weights
+
+
+class Decoder:
+    """Tokens to final hidden states to logits; holds weights and no state between calls."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = weights.embedding.dtype
+        self.device = weights.embedding.device
+        self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> Decoder:
+        """Load a Hugging Face model folder.
+
+        Args:
+            folder: holds `config.json` and safetensors files.
+            dtype: type of weights and activations; None is the checkpoint's own.
+            device: where the weights go.
+
+        Raises:
+            ModelError: some kind of it, naming the file or tensor that is wrong, before weights are
+            allocated.
+        """
+        config = ModelConfig.from_folder(folder)
+        dtype = dtype or getattr(torch, config.dtype)
+        return cls(config, load_weights(Path(folder), config, dtype, torch.device(device)))
+
+    @classmethod
+    def random(
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Decoder:
+        """A decoder with random weights, the same for the same seed on the same kind of device."""
+        return cls(config, random_weights(config, dtype, torch.device(device), seed))
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, attention: Attention) -> Tensor:
+        """Run one step's tokens through all layers, storing their keys and values.
+
+        Args:
+            batch: T tokens with their places.
+            attention: over the KV storage that the batch's slots and pages refer to.
+
+        Returns:
+            [T, d] hidden states after the final norm, in the decoder's type.
+        """
+        if batch.tokens.shape[0] == 0:
+            raise InvalidArgument("batch.tokens", batch.tokens.shape, "must hold at least one token")
+        attention.begin(batch)
+        rotation = Rotation(batch.positions, self._frequencies, self.dtype)
+        hidden = F.embedding(batch.tokens, self.weights.embedding)
+        for index, layer in enumerate(self.weights.layers):
+            self._attend(index, layer, hidden, rotation, attention)
+            self._transform(layer, hidden)
+        return self._norm(hidden, self.weights.norm)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary: [B, d] final hidden states to [B, V] float32."""
+        return F.linear(hidden, self.weights.lm_head).float()
+
+    def _attend(
+        self, index: int, layer: LayerWeights, hidden: Tensor, rotation: Rotation, attention: Attention
+    ) -> None:
+        """Add the attention block's output to `hidden` [T, d] in place."""
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        projected = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        projected = projected.view(-1, heads + 2 * kv_heads, config.head_dim)
+        query_key, value = projected.split((heads + kv_heads, kv_heads), dim=1)
+        if layer.qk_norm is not None:
+            query_key = F.rms_norm(query_key, (config.head_dim,), None, config.rms_norm_eps) * layer.qk_norm
+        query, key = rotation.apply(query_key).split((heads, kv_heads), dim=1)
+        mixed = attention.forward(index, query, key, value)
+        _add_linear(hidden, mixed.reshape(-1, config.query_size), layer.output, layer.output_bias)
+
+    def _transform(self, layer: LayerWeights, hidden: Tensor) -> None:
+        """Add the MLP block's output to `hidden` [T, d] in place."""
+        projected = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
+        gate, up = projected.chunk(2, dim=1)
+        _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+
+    def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(hidden, (self.config.hidden_size,), weight, self.config.rms_norm_eps)
+
+
+def _add_linear(target: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """`target += inputs @ weight.T + bias`, without a temporary."""
+    target.addmm_(inputs, weight.t())
+    if bias is not None:
+        target.add_(bias)

@@ -1,0 +1,61 @@
+"""Text of a growing token sequence, one token at a time: for streaming and for finding stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_INCOMPLETE = "\ufffd"
+_CONTEXT = 6
+_MAX_HELD = 4
+"""A character has at most 4 bytes, so what is not whole after as many tokens never will be."""
+Decode = Callable[[Sequence[int]], str]
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, holding back bytes of a character that is not complete yet.
+
+    A tokenizer's text depends on neighbouring tokens (leading spaces, characters split over tokens), so each
+    step decodes a short window twice, with and without the new token, and what is new is the difference. The
+    window moves on whenever it ends on a whole character: the cost per token does not grow with the text.
+    """
+
+    __slots__ = ("_decode", "_start", "_tokens", "_written")
+
+    def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
+        """Start after `context`.
+
+        Args:
+            decode: text of token ids, such as `Tokenizer.decode`.
+            context: the tokens before the first that will be pushed; only the last few are kept.
+        """
+        self._decode = decode
+        self._tokens = list(context[-_CONTEXT:])
+        self._start = 0
+        self._written = len(self._tokens)
+
+    def push(self, token: int) -> str:
+        """The text that this token completes: empty inside a character, else often one token's."""
+        self._tokens.append(token)
+        before, after = self._window()
+        held = len(self._tokens) - self._written
+        if (after.endswith(_INCOMPLETE) or len(after) <= len(before)) and held < _MAX_HELD:
+            return ""
+        self._start, self._written = self._written, len(self._tokens)
+        return after[len(before) :]
+
+    def flush(self) -> str:
+        """Text held back so far, incomplete characters as U+FFFD; to be called when no token will follow."""
+        before, after = self._window()
+        self._start = self._written = len(self._tokens)
+        return after[len(before) :]
+
+    def fork(self) -> Detokenizer:
+        """An independent copy that continues from here."""
+        copy = Detokenizer(self._decode)
+        copy._tokens = self._tokens[self._start :]
+        copy._start, copy._written = 0, self._written - self._start
+        return copy
+
+    def _window(self) -> tuple[str, str]:
+        before = self._decode(self._tokens[self._start : self._written])
+        return before, self._decode(self._tokens[self._start :])
