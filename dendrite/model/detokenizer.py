@@ -19,7 +19,7 @@ class Detokenizer:
     window moves on whenever it ends on a whole character: the cost per token does not grow with the text.
     """
 
-    __slots__ = ("_decode", "_start", "_tokens", "_written")
+    __slots__ = ("_decode", "_held", "_written")
 
     def __init__(self, decode: Decode, context: Sequence[int] = ()) -> None:
         """Start after `context`.
@@ -29,33 +29,34 @@ class Detokenizer:
             context: the tokens before the first that will be pushed; only the last few are kept.
         """
         self._decode = decode
-        self._tokens = list(context[-_CONTEXT:])
-        self._start = 0
-        self._written = len(self._tokens)
+        self._written = list(context[-_CONTEXT:])
+        self._held: list[int] = []
 
     def push(self, token: int) -> str:
         """The text that this token completes: empty inside a character, else often one token's."""
-        self._tokens.append(token)
-        before, after = self._window()
-        held = len(self._tokens) - self._written
-        if (after.endswith(_INCOMPLETE) or len(after) <= len(before)) and held < _MAX_HELD:
+        self._held.append(token)
+        text, whole = self._new_text()
+        if not whole and len(self._held) < _MAX_HELD:
             return ""
-        self._start, self._written = self._written, len(self._tokens)
-        return after[len(before) :]
+        self._written, self._held = self._held, []
+        return text
 
     def flush(self) -> str:
         """Text held back so far, incomplete characters as U+FFFD; to be called when no token will follow."""
-        before, after = self._window()
-        self._start = self._written = len(self._tokens)
-        return after[len(before) :]
+        if not self._held:
+            return ""
+        text, _ = self._new_text()
+        self._written, self._held = self._held, []
+        return text
 
     def fork(self) -> Detokenizer:
         """An independent copy that continues from here."""
         copy = Detokenizer(self._decode)
-        copy._tokens = self._tokens[self._start :]
-        copy._start, copy._written = 0, self._written - self._start
+        copy._written, copy._held = list(self._written), list(self._held)
         return copy
 
-    def _window(self) -> tuple[str, str]:
-        before = self._decode(self._tokens[self._start : self._written])
-        return before, self._decode(self._tokens[self._start :])
+    def _new_text(self) -> tuple[str, bool]:
+        """Text of the held tokens after the written ones, and whether it ends on a whole character."""
+        before = self._decode(self._written)
+        after = self._decode(self._written + self._held)
+        return after[len(before) :], len(after) > len(before) and not after.endswith(_INCOMPLETE)
