@@ -59,7 +59,7 @@ class AsyncEngine:
         except BaseException:
             self._post(lambda: self._abandon(kids, generations))
             raise
-        return [_branch(kid) for kid in kids]
+        return [self._branch(kid) for kid in kids]
 
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` after `node`."""
@@ -119,6 +119,17 @@ class AsyncEngine:
         self._fail_all(Cancelled("the engine was closed"))
         if self._thread is not None:
             self._thread.shutdown()
+
+    def _branch(self, node: Node) -> Branch:
+        readable = self.engine.tokenizer is not None and self.engine.tokenizer.available
+        return Branch(
+            node=node,
+            tokens=tuple(node.tokens),
+            text=node.text if readable else "",
+            logprobs=tuple(node.logprobs),
+            value=node.value,
+            finish_reason=node.finish_reason or "cancelled",
+        )
 
     # ---------------------------------------------------------------- between steps
 
@@ -209,7 +220,8 @@ class AsyncEngine:
             self._drain_mailbox()
 
     def _settle(self, result: StepResult) -> None:
-        for request in (*result.generations, *result.computes):
+        ended: list[Generation | Compute] = [*result.generations, *result.computes]
+        for request in ended:
             future = self._waiters.pop(request, None)
             if future is not None and not future.done():
                 future.set_result(None)
@@ -226,14 +238,3 @@ def _node(ref: NodeRef) -> Node:
     if not isinstance(ref, Node):
         raise InvalidArgument("node", ref, "a node of this engine")
     return ref
-
-
-def _branch(node: Node) -> Branch:
-    return Branch(
-        node=node,
-        tokens=tuple(node.tokens),
-        text=node.text,
-        logprobs=tuple(node.logprobs),
-        value=node.value,
-        finish_reason=node.finish_reason or "cancelled",
-    )

@@ -11,7 +11,6 @@ import torch
 from dendrite.attention.base import ForwardBatch
 from dendrite.engine.scheduler import Chunk, Plan, Retip
 from dendrite.kv.cache import KvCache
-from dendrite.kv.node import Node
 
 _MIN_SHARED_PAGES = 4
 """A shorter common prefix is not worth a pass of its own."""
@@ -67,7 +66,7 @@ class BatchBuilder:
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._device)
 
-    def _stack(self, tables: Sequence[Sequence[int]], lengths: Sequence[int]) -> Table:
+    def _stack(self, tables: Sequence[Table], lengths: Sequence[int]) -> Table:
         """[B, P] int64, rows padded with the scratch page."""
         counts = [-(-length // self._page_size) for length in lengths]
         stacked = np.zeros((len(tables), max(counts)), dtype=np.int64)
@@ -124,8 +123,3 @@ def chunk_rows(plan: Plan, chunk: Chunk) -> range:
             return range(start, start + chunk.count)
         start += other.count
     raise ValueError("the chunk is not part of the plan")
-
-
-def ancestor_tokens(node: Node, page_size: int) -> int:
-    """Context tokens that `node` reads from pages it does not own."""
-    return node.base - node.base % page_size if node.pages else node.base

@@ -138,7 +138,7 @@ def _filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if batch.top_k is None and batch.top_p is None:
         return logits
-    ordered, order = logits.sort(-1, descending=True, stable=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     removed = torch.zeros_like(ordered, dtype=torch.bool)
     if batch.top_k is not None:
         removed |= torch.arange(logits.shape[-1], device=logits.device) >= batch.top_k.unsqueeze(1)

@@ -49,8 +49,10 @@ class Retip:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step's work. Pages for it are reserved; `copies` must be carried out before its keys and values are
-    written."""
+    """One step's work, with its pages reserved.
+
+    `copies` must be carried out before the step's keys and values are written.
+    """
 
     decodes: list[Generation]
     chunks: list[Chunk]
@@ -184,7 +186,7 @@ class Scheduler:
     def _advance(self, generation: Generation) -> None:
         """Start a generation, or queue what it still lacks."""
         node = generation.node
-        pending = self._cache.pending_ancestors(node)
+        pending = self._pending(node)
         if pending:
             self.compute(Compute(pending[0]))
             self._computing[pending[0]].waiting.append(generation)
@@ -196,6 +198,11 @@ class Scheduler:
         owner = token_owner(node)
         retip = self._retips.setdefault((owner, node.length), Retip(owner, node.length))
         retip.waiting.append(generation)
+
+    def _pending(self, node: Node) -> list[Node]:
+        """Nodes whose tokens must be computed before `node` can decode, the topmost first, itself included."""
+        pending = self._cache.pending_ancestors(node)
+        return [*pending, node] if node.computed < len(node.tokens) else pending
 
     def _start(self, generation: Generation) -> None:
         """Join the running batch beside the generations of the same tree, whose pages it may share."""
@@ -243,7 +250,7 @@ class Scheduler:
         for job in list(self._computing.values()):
             if room <= 0:
                 break
-            first = self._cache.pending_ancestors(job.node)[0]
+            first = self._pending(job.node)[0]
             if first is not job.node:  # an ancestor was dropped in the meantime
                 self.compute(Compute(first))
                 continue
@@ -286,7 +293,7 @@ class Scheduler:
         for node in sorted(self._idle, key=self._idle.__getitem__):
             if self._cache.available_pages - before >= pages:
                 break
-            if node not in needed and self._cache.can_drop(node):
+            if node not in needed and self._cache.droppable(node):
                 self._drop(node)
         return self._cache.available_pages > before
 
@@ -295,7 +302,7 @@ class Scheduler:
         for generation in sorted(self.running, key=Generation.rank, reverse=True):
             if generation.rank() <= rank:
                 return False
-            if generation.node not in needed and self._cache.can_drop(generation.node):
+            if generation.node not in needed and self._cache.droppable(generation.node):
                 self._preempt(generation)
                 return True
         return False
@@ -315,13 +322,13 @@ class Scheduler:
         self.running.remove(generation)
         self.version += 1
         self.preemptions += 1
-        if self._cache.can_drop(generation.node):
+        if self._cache.droppable(generation.node):
             self._drop(generation.node)
         self.add(generation)
 
     def _drop_other_job(self, job: Compute) -> bool:
         for other in reversed(self._computing.values()):
-            if other is not job and other.node.computed and self._cache.can_drop(other.node):
+            if other is not job and other.node.computed and self._cache.droppable(other.node):
                 self._drop(other.node)
                 return True
         return False

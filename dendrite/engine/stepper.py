@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dendrite.config import EngineConfig
-from dendrite.engine.batch import BatchBuilder, ancestor_tokens, chunk_rows, last_rows
+from dendrite.engine.batch import BatchBuilder, chunk_rows, last_rows
 from dendrite.engine.generation import Compute, FinishReason, Generation
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, penalise, sample, uniform
@@ -59,7 +59,6 @@ class Stepper:
         self._scheduler = scheduler
         self._runner = runner
         self._builder = BatchBuilder(cache, config.page_size, runner.decoder.device)
-        self._page_size = config.page_size
         self._debug_checks = config.debug_checks
         self._longest_context = longest_context
         self._sampling: tuple[int, SamplingBatch] | None = None
@@ -134,12 +133,12 @@ class Stepper:
         return hidden
 
     def _count(self, plan: Plan) -> None:
-        seen, size = self.counters, self._page_size
+        seen = self.counters
         seen.decode_tokens += len(plan.decodes)
         seen.retips += len(plan.retips)
         for generation in plan.decodes:
             seen.context_tokens += generation.node.length
-            seen.shared_tokens += ancestor_tokens(generation.node, size)
+            seen.shared_tokens += self._cache.shared_tokens(generation.node)
 
     def _store_tips(self, plan: Plan, hidden: Tensor) -> None:
         """Keep the last hidden state of every sequence that has come to the end of its tokens."""

@@ -16,9 +16,10 @@ NodeRef: TypeAlias = Hashable
 class Branch:
     """A child that `expand` generated.
 
-    `logprobs` are the natural-log probabilities of `tokens` as sampled, temperature and filters aside (temperature 1).
-    `value` is the value head's estimate at the last token, in [0, 1]; None where the model has no value head.
-    `finish_reason` is "stop" (a stop text, a stop id or the end-of-sequence token) or "length".
+    `text` is empty where the model folder has no tokenizer. `logprobs` are the natural-log probabilities of `tokens`
+    as sampled, temperature and filters aside (temperature 1). `value` is the value head's estimate at the last token,
+    in [0, 1]; None where the model has no value head. `finish_reason` is "stop" (a stop text, a stop id or the end-
+    of-sequence token) or "length".
     """
 
     node: NodeRef

@@ -1,0 +1,80 @@
+"""A small random engine, and the oracle that its answers are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dendrite.attention.base import ForwardBatch
+from dendrite.attention.torch_reference import TorchAttention
+from dendrite.config import EngineConfig
+from dendrite.engine.engine import Engine
+from dendrite.kv.storage import KvStorage
+from dendrite.model.config import ModelConfig, RopeConfig
+from dendrite.model.decoder import Decoder
+
+VOCABULARY = 97
+
+TINY = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(theta=10_000.0),
+    max_context=512,
+)
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Decoder:
+    return Decoder.random(TINY, seed=3)
+
+
+@pytest.fixture
+def make_engine(decoder: Decoder) -> Iterator[Callable[..., Engine]]:
+    """Builds engines whose every step is followed by a check of the KV invariants."""
+    made: list[Engine] = []
+
+    def make(**settings: Any) -> Engine:
+        config = EngineConfig(**{"kv_tokens": 4096, "debug_checks": True, "device": "cpu", **settings})
+        made.append(Engine(decoder, config=config))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.check()
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()
+
+
+@pytest.fixture(scope="session")
+def recompute(decoder: Decoder) -> Callable[[list[int]], torch.Tensor]:
+    """Logits [T, V] at every position of a token list, by one prefill in a storage of its own: the oracle of I5."""
+
+    def logits(tokens: list[int]) -> torch.Tensor:
+        pages = -(-len(tokens) // 16)
+        storage = KvStorage(TINY.num_layers, pages + 1, 16, TINY.num_kv_heads, TINY.head_dim)
+        batch = ForwardBatch(
+            tokens=torch.tensor(tokens),
+            positions=torch.arange(len(tokens)),
+            slots=torch.arange(len(tokens)) + 16,
+            query_start=[0, len(tokens)],
+            context=[len(tokens)],
+            page_table=torch.arange(1, pages + 1).unsqueeze(0),
+            shared_pages=[],
+        )
+        with torch.inference_mode():
+            return decoder.logits(decoder.forward(batch, TorchAttention(storage)))
+
+    return logits

@@ -1,0 +1,120 @@
+"""Concurrent callers on one engine: the same answers as alone, one batch, and nothing left behind by the cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from dendrite.config import SamplingParams
+from dendrite.engine.async_engine import AsyncEngine
+from dendrite.engine.engine import Engine
+from dendrite.errors import Cancelled, InvalidArgument, NodeReleased
+
+PROMPT = list(range(20))
+SHORT = SamplingParams(max_tokens=6, seed=3)
+
+
+@pytest.fixture(params=[False, True], ids=["inline", "threaded"])
+def threaded(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+async def test_expand_is_fork_and_decode(engine: Engine, threaded: bool) -> None:
+    expected = engine.prefill(PROMPT).fork(3)
+    engine.decode(expected, SHORT)
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    branches = await backend.expand(root, 3, SHORT)
+    assert [list(branch.tokens) for branch in branches] == [kid.tokens for kid in expected]
+    assert all(branch.finish_reason == "length" and len(branch.logprobs) == 6 for branch in branches)
+    assert await backend.value(root) is None
+    assert await backend.score(root, [1, 2, 3]) == pytest.approx(engine.score(root, [1, 2, 3]))
+    assert (await backend.stats()).forks == engine.stats().forks
+    await backend.aclose()
+
+
+async def test_concurrent_expansions_share_steps(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    before = engine.stats().steps
+    await asyncio.gather(*(backend.expand(root, 2, SamplingParams(max_tokens=20, seed=i)) for i in range(10)))
+    assert engine.stats().steps - before < 30
+    await backend.aclose()
+
+
+async def test_results_do_not_depend_on_company(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    alone = [await backend.expand(root, 2, SamplingParams(max_tokens=9, seed=i)) for i in range(5)]
+    together = await asyncio.gather(
+        *(backend.expand(root, 2, SamplingParams(max_tokens=9, seed=i)) for i in range(5)), backend.prefill([5] * 40)
+    )
+    assert [[b.tokens for b in branches] for branches in alone] == [
+        [b.tokens for b in branches] for branches in together[:5]
+    ]
+    await backend.aclose()
+
+
+async def test_cancelling_an_expansion_releases_its_children(
+    make_engine: Callable[..., Engine], threaded: bool
+) -> None:
+    engine = make_engine(prefix_cache=False)
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    held = engine.stats().pages_held
+    task = asyncio.create_task(backend.expand(root, 4, SamplingParams(max_tokens=400)))
+    while engine.stats().decode_tokens < 8:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len((await backend.expand(root, 1, SHORT))[0].tokens) == 6
+    children = root.child_count
+    await backend.release(root, subtree=True)
+    assert (children, held > 0) == (1, True)
+    assert engine.stats().pages_held == 0
+    await backend.aclose()
+
+
+async def test_releasing_a_running_child_ends_its_expansion(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    task = asyncio.create_task(backend.expand(root, 2, SamplingParams(max_tokens=400)))
+    while engine.stats().decode_tokens < 8:
+        await asyncio.sleep(0)
+    await backend.release(root, subtree=True)
+    with pytest.raises(Cancelled):
+        await task
+    await backend.aclose()
+
+
+async def test_errors_reach_the_caller_alone(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    good = asyncio.create_task(backend.expand(root, 2, SHORT))
+    with pytest.raises(InvalidArgument):
+        await backend.expand(root, 0, SHORT)
+    with pytest.raises(InvalidArgument):
+        await backend.expand("not a node", 1, SHORT)
+    with pytest.raises(InvalidArgument):
+        await backend.prefill([])
+    assert len(await good) == 2
+    await backend.release(root)
+    await backend.release(root)
+    with pytest.raises(NodeReleased):
+        await backend.expand(root, 1, SHORT)
+    await backend.aclose()
+
+
+async def test_closing_fails_what_waits(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    task = asyncio.create_task(backend.expand(root, 2, SamplingParams(max_tokens=400)))
+    while engine.stats().decode_tokens < 8:
+        await asyncio.sleep(0)
+    await backend.aclose()
+    with pytest.raises(Cancelled):
+        await task
+    assert not engine.has_work
