@@ -39,7 +39,7 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev  ## measure CPU decoding against transformers, and refresh README's figures
-	$(BIN)/python -m benchmarks.decode_cpu
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.readme
 
 readme: $(VENV)/.installed-dev  ## write README's figures again from benchmarks/results

@@ -55,16 +55,14 @@ def decode_block() -> str:
     """Decoding 64 branches on the CPU, beside transformers."""
     result = _load("decode-cpu-countdown")
     metrics = result["metrics"]
-    rows = [
+    rates = [
         ("Dendrite: `prefill`, `fork(64)`, `decode`", metrics["decode.n64.tok_s"]),
         ("transformers: `generate(num_return_sequences=64)`", metrics["decode.transformers.tok_s"]),
         ("transformers: the prompt's cache expanded by hand", metrics["decode.transformers_shared.tok_s"]),
     ]
     own = metrics["decode.n64.tok_s"]
-    lines = [(name, f"{rate:,.0f}", f"{own / rate:.2f}×") for name, rate in rows]
-    return _with_source(
-        _table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result
-    )
+    lines = [(name, f"{rate:,.0f}", f"{own / rate:.2f}×") for name, rate in rates]
+    return _with_source(_table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {"fork": fork_block, "decode": decode_block}
@@ -81,7 +79,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _with_source(table: str, result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{table}\n\n`{result['command']}` at {result['commit'][:7]}, {result['hardware']}; {versions}."
+    return f"{table}\n\n`{result['command']}` at {result['commit']}, {result['hardware']}; {versions}."
 
 
 def _short(value: float) -> str:
@@ -92,9 +90,7 @@ def _short(value: float) -> str:
 def main() -> int:
     """Refresh README, or check it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 where README is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where README is out of date")
     check = parser.parse_args().check
     before = README.read_text()
     after = refresh(before)

@@ -1,7 +1,7 @@
 """Search with a rule of one's own: Countdown, with at most one multiplication.
 
-A task states its prompt, where a thought ends, when a text can no longer change its reward, and the reward. The
-search sees nothing else of the problem. Run it with `python examples/search.py`.
+A task states its prompt, where a thought ends, when a text can no longer change its reward, and the reward;
+the search sees nothing else of the problem. Run it with `python examples/search.py`.
 """
 
 from __future__ import annotations
