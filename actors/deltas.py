@@ -16,11 +16,11 @@ MAX_DELAY_S = 0.005
 """How long an event waits for others to share its message."""
 
 
-class NodeAdded(NamedTuple):
+class Added(NamedTuple):
     """A node is now held.
 
-    It continues the first `base` tokens of its parent's path with `tokens`. `parent` is None where `tokens` is the
-    whole path: for a root, and for a child whose parent was released before the child was done.
+    It continues the first `base` tokens of its parent's path with `tokens`. `parent` is None where `tokens` is
+    the whole path: for a root, and for a child whose parent was released before the child was done.
     """
 
     tree: int
@@ -30,14 +30,14 @@ class NodeAdded(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class NodeReleased(NamedTuple):
+class Released(NamedTuple):
     """The holder has given up a node. Its tokens are still lineage while it has children."""
 
     tree: int
     node: int
 
 
-Event: TypeAlias = NodeAdded | NodeReleased
+Event: TypeAlias = Added | Released
 
 
 class Load(NamedTuple):
@@ -58,8 +58,8 @@ class Batch(NamedTuple):
 class Outbox:
     """Gathers a worker's events and sends them from a background task of the running event loop.
 
-    `measure` reads the worker's load; `send` delivers one batch. A batch that cannot be delivered is dropped with
-    a warning: the manager is a record of the workers, and a worker does not stop for its sake.
+    `measure` reads the worker's load; `send` delivers one batch. A batch that cannot be delivered is dropped
+    with a warning: the manager is a record of the workers, and a worker does not stop for its sake.
     """
 
     def __init__(

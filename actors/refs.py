@@ -1,11 +1,11 @@
-"""Names that mean the same thing in every process of a cluster: leases, trees and nodes."""
+"""Names that mean the same thing in every process of a cluster: leases, trees, nodes and calls."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TREES_PER_LEASE = 2**32
-"""A lease numbers its own trees from 0 up to this: a tree's id is unique in the cluster and names its lease."""
+IDS_PER_LEASE = 2**32
+"""The holder of a lease numbers its own trees and calls up to this, so that every id is unique and names its lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,11 @@ class ClusterNode:
     node: int
 
 
-def tree_id(lease: int, count: int) -> int:
-    """The id of the tree number `count` of a lease."""
-    return lease * TREES_PER_LEASE + count
+def unique_id(lease: int, count: int) -> int:
+    """Make the id of a tree, or of a call, from the number that the lease's holder gives it."""
+    return lease * IDS_PER_LEASE + count
 
 
-def lease_of(tree: int) -> int:
-    """The lease that holds a tree."""
-    return tree // TREES_PER_LEASE
+def lease_of(tree_or_call: int) -> int:
+    """The lease that an id was made under."""
+    return tree_or_call // IDS_PER_LEASE

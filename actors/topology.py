@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from actors.deltas import NodeAdded
+from actors.deltas import Added
 from dendrite.errors import UnknownNode
 
 
@@ -53,7 +53,7 @@ class Topology:
         found = self._trees.get(tree)
         return found.worker if found else None
 
-    def add(self, worker: int, event: NodeAdded) -> None:
+    def add(self, worker: int, event: Added) -> None:
         """Record a node that `worker` now holds."""
         tree = self._trees.setdefault(event.tree, _Tree(worker))
         tree.nodes[event.node] = _Record(event.parent, event.base, event.tokens)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.deltas import MAX_EVENTS, Batch, Load, NodeReleased, Outbox
+from actors.deltas import MAX_EVENTS, Batch, Load, Outbox, Released
 
 
 class Inbox:
@@ -30,7 +30,7 @@ class Inbox:
 async def test_events_close_in_time_share_a_message_in_order() -> None:
     inbox = Inbox()
     for node in range(40):
-        inbox.outbox.add(NodeReleased(0, node))
+        inbox.outbox.add(Released(0, node))
     assert not inbox.batches
     await asyncio.sleep(0.2)
     assert inbox.nodes == list(range(40))
@@ -41,7 +41,7 @@ async def test_events_close_in_time_share_a_message_in_order() -> None:
 async def test_many_events_are_sent_without_waiting_for_more() -> None:
     inbox = Inbox()
     for node in range(MAX_EVENTS):
-        inbox.outbox.add(NodeReleased(0, node))
+        inbox.outbox.add(Released(0, node))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -50,7 +50,7 @@ async def test_many_events_are_sent_without_waiting_for_more() -> None:
 
 async def test_flush_delivers_everything_and_the_present_load() -> None:
     inbox = Inbox()
-    inbox.outbox.add(NodeReleased(0, 1))
+    inbox.outbox.add(Released(0, 1))
     inbox.load = Load(live_nodes=7, pages_held=11)
     await inbox.outbox.flush()
     assert inbox.nodes == [1]
@@ -63,9 +63,9 @@ async def test_flush_delivers_everything_and_the_present_load() -> None:
 
 async def test_a_manager_that_is_gone_stops_nothing() -> None:
     inbox = Inbox(refuse=True)
-    inbox.outbox.add(NodeReleased(0, 1))
+    inbox.outbox.add(Released(0, 1))
     await inbox.outbox.flush()
     inbox.refuse = False
-    inbox.outbox.add(NodeReleased(0, 2))
+    inbox.outbox.add(Released(0, 2))
     await inbox.outbox.flush()
     assert inbox.nodes == [2]

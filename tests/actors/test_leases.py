@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from actors.leases import LeaseBook
-from actors.refs import lease_of, tree_id
+from actors.refs import lease_of, unique_id
 
 
 def test_a_renewed_lease_outlives_one_that_is_not() -> None:
@@ -35,7 +35,7 @@ def test_a_lease_id_is_not_used_twice() -> None:
     assert book.open(now=0.0).id != first.id
 
 
-def test_a_tree_names_its_lease() -> None:
-    trees = {tree_id(lease, count) for lease in (1, 2, 77) for count in (0, 1, 2**32 - 1)}
-    assert len(trees) == 9
-    assert {lease_of(tree) for tree in trees} == {1, 2, 77}
+def test_an_id_names_its_lease() -> None:
+    ids = {unique_id(lease, count) for lease in (1, 2, 77) for count in (0, 1, 2**32 - 1)}
+    assert len(ids) == 9
+    assert {lease_of(id) for id in ids} == {1, 2, 77}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.deltas import NodeAdded
+from actors.deltas import Added
 from actors.topology import Topology
 from dendrite.errors import UnknownNode
 
@@ -13,7 +13,7 @@ def chain(*spans: tuple[int, ...]) -> Topology:
     """A tree 5 on worker 0: node 0 is the root, each next node the child of the one before."""
     topology, base = Topology(), 0
     for node, span in enumerate(spans):
-        topology.add(0, NodeAdded(5, node, node - 1 if node else None, base, span))
+        topology.add(0, Added(5, node, node - 1 if node else None, base, span))
         base += len(span)
     return topology
 
@@ -26,7 +26,7 @@ def test_lineage_is_the_tokens_from_the_root() -> None:
 
 def test_lineage_of_a_fork_inside_a_span() -> None:
     topology = chain((1, 2), (3, 4, 5))
-    topology.add(0, NodeAdded(5, 2, 1, 3, (9,)))
+    topology.add(0, Added(5, 2, 1, 3, (9,)))
     assert topology.path_tokens(5, 2) == (1, 2, 3, 9)
 
 
@@ -53,7 +53,7 @@ def test_release_is_idempotent() -> None:
 
 def test_a_lost_worker_takes_its_trees_along() -> None:
     topology = chain((1,), (2,))
-    topology.add(1, NodeAdded(6, 0, None, 0, (7,)))
+    topology.add(1, Added(6, 0, None, 0, (7,)))
     topology.drop_worker(0)
     assert (topology.owner(5), topology.owner(6)) == (None, 1)
     assert (topology.live_nodes(0), topology.live_nodes(1)) == (0, 1)
@@ -62,7 +62,7 @@ def test_a_lost_worker_takes_its_trees_along() -> None:
 @given(data=st.data())
 def test_held_nodes_keep_exactly_their_ancestors(data: st.DataObject) -> None:
     topology, paths, parents, held = Topology(), {0: (0,)}, {0: -1}, {0}
-    topology.add(0, NodeAdded(5, 0, None, 0, (0,)))
+    topology.add(0, Added(5, 0, None, 0, (0,)))
     for node in range(1, data.draw(st.integers(1, 12))):
         if held and data.draw(st.booleans()):
             victim = data.draw(st.sampled_from(sorted(held)))
@@ -71,7 +71,7 @@ def test_held_nodes_keep_exactly_their_ancestors(data: st.DataObject) -> None:
         if not held:
             break
         parent = data.draw(st.sampled_from(sorted(held)))
-        topology.add(0, NodeAdded(5, node, parent, len(paths[parent]), (node,)))
+        topology.add(0, Added(5, node, parent, len(paths[parent]), (node,)))
         paths[node], parents[node] = (*paths[parent], node), parent
         held.add(node)
 

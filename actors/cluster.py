@@ -1,0 +1,162 @@
+"""A Ray cluster of model workers, used like one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError
+
+from actors.actor_group import ActorGroup, ClusterPlan
+from actors.cluster_client import ClusterClient
+from actors.lease_keeper import LeaseKeeper
+from actors.leases import Lease
+from actors.ray_session import RaySession
+from actors.search_driver import SearchJob
+from dendrite.config import EngineConfig, checked
+from dendrite.jobs import Outcome, as_solved
+from dendrite.model.folder import resolve
+from dendrite.search.budget import Budget
+from dendrite.search.result import SearchResult
+from dendrite.search.run import DEFAULT_BUDGET
+from dendrite.search.task import Task
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class Cluster(ClusterClient):
+    """Model workers, their tree manager and search drivers. Made by `connect`; use as a context manager, or `close`.
+
+    Implements `Backend`, so that `dendrite.run_search(task, cluster)` searches on the workers from this process, each
+    step a message. `solve_many` and `map_search` run whole searches on the cluster instead.
+    """
+
+    def __init__(self, session: RaySession, actors: ActorGroup, lease: Lease) -> None:
+        super().__init__(actors.manager, actors.workers, lease.id)
+        self._session, self._actors = session, actors
+        self._turn = itertools.cycle(actors.drivers)
+        self._keeper = LeaseKeeper(actors.manager, lease.ttl_s)
+        self._keeper.add(lease.id)
+        self._closed = False
+
+    def solve_many(
+        self,
+        tasks: Iterable[Task],
+        algorithm: str = "mcts",
+        budget: Budget = DEFAULT_BUDGET,
+        seed: int = 0,
+        *,
+        concurrency: int = 8,
+        **options: Any,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Search all problems, at most `concurrency` at once, and yield each outcome when it is there.
+
+        The searches run in the cluster's search drivers. Every problem has the same seed, so that its result does not
+        depend on which others there are. Closing the iterator cancels what is under way and waits for its end.
+
+        Args:
+            tasks: the problems.
+            algorithm: a key of `dendrite.search.ALGORITHMS`.
+            budget: the most that one problem may spend.
+            seed: base of all sampling seeds.
+            concurrency: problems at once.
+            **options: settings of the algorithm, such as `in_flight`, its calls of the backend at once.
+        """
+
+        async def solve(task: Task) -> SearchResult:
+            return await self._solve(SearchJob(task, algorithm, budget, seed, options))
+
+        return as_solved(tasks, solve, concurrency)
+
+    def map_search(self, tasks: Iterable[Task], *arguments: Any, **options: Any) -> Iterator[Outcome]:
+        """Like `solve_many`, for code without an event loop."""
+        with asyncio.Runner() as runner:
+            outcomes = self.solve_many(tasks, *arguments, **options)
+            try:
+                while (outcome := runner.run(_next(outcomes))) is not None:
+                    yield outcome
+            finally:
+                runner.run(outcomes.aclose())
+
+    async def _solve(self, job: SearchJob) -> SearchResult:
+        driver, call_id = next(self._turn), self._new_id()
+
+        def cancel() -> None:
+            driver.cancel.remote(call_id)
+
+        reply: ray.ObjectRef[SearchResult] = driver.solve.remote(call_id, job)
+        try:
+            return await self._calls.call(reply, "the search driver", cancel=cancel)
+        except asyncio.CancelledError:
+            await self.settle()
+            raise
+
+    def close(self) -> None:
+        """Release what this process still holds, end the actors, and Ray too if `connect` started it. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._keeper.close()
+        with contextlib.suppress(RayError):  # actors that are gone already have released everything
+            ray.get(self._manager.close_lease.remote(self._lease), timeout=_CLOSE_TIMEOUT_S)
+        self._actors.end()
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connect(
+    model: str | Path = "countdown",
+    workers: int = 2,
+    *,
+    address: str | None = None,
+    drivers: int = 1,
+    lease_ttl_s: float = 30.0,
+    start_timeout_s: float = 300.0,
+    config: EngineConfig | None = None,
+    **settings: Any,
+) -> Cluster:
+    """Make a cluster of model workers, on the Ray that runs or on one started on this machine.
+
+    Args:
+        model: a packaged model's name or a Hugging Face folder, which every machine of the cluster must have.
+        workers: model workers, each with an engine of its own: on a GPU each if there are enough, else on the CPUs.
+        address: of the Ray cluster; None finds one or starts one (see `RaySession`).
+        drivers: processes that run the searches of `solve_many`. One keeps several workers busy.
+        lease_ttl_s: how long the nodes of a search or of this process outlive it, if it dies.
+        start_timeout_s: the longest wait for the workers to load the model.
+        config: the engines' settings.
+        **settings: fields of `EngineConfig` that replace those of `config`.
+
+    Raises:
+        InvalidArgument: an argument is out of range, or there is no such setting.
+        ModelError: the model cannot be loaded.
+        ClusterError: Ray cannot be reached, has too little to give, or the workers don't start in time.
+    """
+    config = checked(EngineConfig, {**(config.model_dump() if config is not None else {}), **settings})
+    plan = ClusterPlan(str(resolve(model).absolute()), workers, drivers, lease_ttl_s, start_timeout_s, config)
+    session = RaySession(address)
+    actors = ActorGroup()
+    try:
+        actors.start(plan)
+        return Cluster(session, actors, actors.open_lease())
+    except BaseException:
+        actors.end()
+        session.close()
+        raise
+
+
+async def _next(outcomes: AsyncGenerator[Outcome, None]) -> Outcome | None:
+    return await anext(outcomes, None)

@@ -1,0 +1,36 @@
+"""Keeps leases alive for as long as their holder's process is."""
+
+from __future__ import annotations
+
+import threading
+
+from actors.rpc import Handle
+
+
+class LeaseKeeper:
+    """Renews leases from a thread of its own, so that a busy or absent event loop loses none."""
+
+    def __init__(self, manager: Handle, ttl_s: float) -> None:
+        self._manager, self._interval = manager, ttl_s / 4
+        self._leases: frozenset[int] = frozenset()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="dendrite-leases", daemon=True)
+        self._thread.start()
+
+    def add(self, lease: int) -> None:
+        """Begin to renew a lease."""
+        self._leases |= {lease}
+
+    def discard(self, lease: int) -> None:
+        """Stop renewing a lease."""
+        self._leases -= {lease}
+
+    def close(self) -> None:
+        """Stop renewing. Leases that are still open run out."""
+        self._stop.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._interval):
+            if self._leases:
+                self._manager.renew.remote(sorted(self._leases))

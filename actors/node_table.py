@@ -1,0 +1,81 @@
+"""The nodes that a worker holds on behalf of others, by the names that others know them by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from actors.refs import lease_of
+from dendrite.errors import NodeReleased, UnknownNode
+from dendrite.kv.node import Node
+
+
+@dataclass(slots=True)
+class _Tree:
+    """Held nodes by id, and the ids ever held: a tree is remembered as long as its lease, to tell its callers why."""
+
+    nodes: dict[int, Node] = field(default_factory=dict)
+    seen: int = 0
+
+
+class NodeTable:
+    """(tree, node id) → `Node`. A node is here from the time its holder learns its name until it is released."""
+
+    def __init__(self) -> None:
+        self._trees: dict[int, _Tree] = {}
+        self._live = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def add(self, tree: int, node: Node) -> None:
+        """Hold a node under its own id."""
+        found = self._trees.setdefault(tree, _Tree())
+        found.nodes[node.id] = node
+        found.seen = max(found.seen, node.id + 1)
+        self._live += 1
+
+    def __contains__(self, name: tuple[int, int]) -> bool:
+        tree, node = name
+        return tree in self._trees and node in self._trees[tree].nodes
+
+    def get(self, tree: int, node: int) -> Node:
+        """Return a held node.
+
+        Raises:
+            NodeReleased: it was held, and has been released.
+            UnknownNode: it was never held, or its lease has been closed since.
+        """
+        found = self._trees.get(tree)
+        if found is None or not 0 <= node < found.seen:
+            raise UnknownNode(tree, node)
+        if node not in found.nodes:
+            raise NodeReleased(tree, node)
+        return found.nodes[node]
+
+    def pop(self, tree: int, node: int, *, subtree: bool = False) -> list[Node]:
+        """Take out a node, with `subtree` all held ones below it too. Empty if there is nothing of it left."""
+        found = self._trees.get(tree)
+        if found is None:
+            return []
+        names = [name for name in found.nodes if name == node]
+        if subtree:
+            names += [name for name, held in found.nodes.items() if name != node and _descends(held, node)]
+        self._live -= len(names)
+        return [found.nodes.pop(name) for name in names]
+
+    def close(self, lease: int) -> Iterator[tuple[int, Node]]:
+        """Forget all trees of a lease, and yield the nodes that were still held, with their trees."""
+        for tree in [tree for tree in self._trees if lease_of(tree) == lease]:
+            nodes = self._trees.pop(tree).nodes.values()
+            self._live -= len(nodes)
+            for node in nodes:
+                yield tree, node
+
+
+def _descends(node: Node, ancestor: int) -> bool:
+    """Whether the node `ancestor` of the same tree is above `node`. A parent's id is smaller than its child's."""
+    above = node.parent
+    while above is not None and above.tree is node.tree and above.id > ancestor:
+        above = above.parent
+    return above is not None and above.tree is node.tree and above.id == ancestor

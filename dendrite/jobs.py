@@ -1,0 +1,94 @@
+"""Many problems at once: each solved on its own, results as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from dendrite.errors import DendriteError, InvalidArgument
+from dendrite.search.backend import BackendStats
+from dendrite.search.budget import Budget
+from dendrite.search.result import SearchResult
+from dendrite.search.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one problem of a job: a result, or the error that its search ended with."""
+
+    index: int
+    task: Task
+    result: SearchResult | None
+    error: DendriteError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON values: the result's fields after `index`, or `task`, `error` and `message`."""
+        if self.result is not None:
+            return {"index": self.index, **self.result.to_dict()}
+        error = {"error": type(self.error).__name__, "message": str(self.error)}
+        return {"index": self.index, "task": self.task.name, **error}
+
+
+class Solver(Protocol):
+    """What solves jobs: a cluster, or an engine in this process."""
+
+    def solve_many(
+        self,
+        tasks: Iterable[Task],
+        algorithm: str = ...,
+        budget: Budget = ...,
+        seed: int = ...,
+        *,
+        concurrency: int = ...,
+        **options: Any,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Search all problems, at most `concurrency` at once, and yield each outcome when it is there.
+
+        Every problem has the same seed, so that its result does not depend on which others there are. `options` are
+        the algorithm's. Closing the iterator cancels what is under way and waits until nothing of it is left.
+        """
+        ...
+
+    async def stats(self) -> BackendStats:
+        """Totals so far."""
+        ...
+
+
+Solve: TypeAlias = Callable[[Task], Awaitable[SearchResult]]
+
+
+async def as_solved(tasks: Iterable[Task], solve: Solve, concurrency: int) -> AsyncGenerator[Outcome, None]:
+    """Run `solve` on every task, at most `concurrency` at once, and yield each outcome when it is there.
+
+    A `DendriteError` ends its own problem alone; any other error ends the job. Leaving early cancels what is under
+    way and waits for it.
+
+    Raises:
+        InvalidArgument: `concurrency` is below 1.
+    """
+    if concurrency < 1:
+        raise InvalidArgument("concurrency", concurrency, "must be at least 1")
+    waiting = enumerate(tasks)
+    running: set[asyncio.Task[Outcome]] = set()
+    try:
+        while True:
+            while len(running) < concurrency and (following := next(waiting, None)) is not None:
+                running.add(asyncio.ensure_future(_outcome(*following, solve)))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for outcome in sorted((task.result() for task in done), key=lambda outcome: outcome.index):
+                yield outcome
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _outcome(index: int, task: Task, solve: Solve) -> Outcome:
+    try:
+        return Outcome(index, task, await solve(task))
+    except DendriteError as error:
+        return Outcome(index, task, None, error)
