@@ -98,9 +98,9 @@ class Mcts(Algorithm[MctsOptions]):
                 pass
             if not len(flights):
                 return
-            for landing in await flights.landed():
-                if self._land(landing):
-                    return
+            solved = [self._land(landing) for landing in await flights.landed()]
+            if any(solved):
+                return
 
     def _start(self, root: SearchNode, flights: Flights[Owner]) -> bool:
         """Start one more expansion; False if all that could be done is under way, or there is no budget now.

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dendrite.search.session import Thought
+from dendrite.search.tree import SearchNode
+
+
+def thought(
+    step: str, probability: float = 0.5, tokens: tuple[int, ...] = (1,), reward: float | None = None
+) -> Thought:
+    return Thought(step, step, step, 1, tokens, math.log(probability), None, reward)
+
+
+def test_children_are_numbered_from_the_root_down() -> None:
+    root = SearchNode(Thought("root"))
+    child, _ = root.add(thought("a"))
+    other, _ = root.add(thought("b"))
+    grandchild, _ = other.add(thought("c"))
+    assert (root.path, child.path, other.path, grandchild.path) == ((), (0,), (1,), (1, 0))
+    assert list(grandchild.lineage) == [grandchild, other, root]
+
+
+def test_a_repeated_text_is_the_same_child_and_no_more_likely() -> None:
+    root = SearchNode(Thought("root"))
+    child, new = root.add(thought("a", 0.3))
+    again, newer = root.add(thought("a", 0.3))
+    root.add(thought("b", 0.1))
+    assert (new, newer, again is child) == (True, False, True)
+    assert root.priors() == pytest.approx([0.75, 0.25])
+    assert root.unseen == pytest.approx(0.6)
+
+
+def test_another_spelling_of_a_text_adds_its_probability() -> None:
+    root = SearchNode(Thought("root"))
+    root.add(thought("ab", 0.3, tokens=(1,)))
+    root.add(thought("ab", 0.2, tokens=(2, 3)))
+    root.add(thought("c", 0.5))
+    assert root.priors() == pytest.approx([0.5, 0.5])
+    assert root.unseen == pytest.approx(0.0)
+
+
+def test_misses_count_repetitions_since_the_last_new_child() -> None:
+    root = SearchNode(Thought("root"))
+    counts = []
+    for step in "aabaab":
+        root.add(thought(step))
+        counts.append(root.misses)
+    assert counts == [0, 1, 0, 1, 2, 3]
+
+
+def test_a_terminal_is_closed_from_the_start() -> None:
+    root = SearchNode(Thought("root"))
+    assert not root.closed
+    assert root.add(thought("a", reward=0.0))[0].closed
+
+
+def test_impossible_children_have_no_prior_to_divide() -> None:
+    root = SearchNode(Thought("root"))
+    root.add(Thought("a", "a", "a", 1, (1,), -math.inf))
+    root.add(thought("b", 0.5))
+    assert root.priors() == [0.0, 1.0]
+    assert SearchNode(Thought("root")).priors() == []
+
+
+def test_very_unlikely_children_keep_their_ratio() -> None:
+    root = SearchNode(Thought("root"))
+    root.add(Thought("a", "a", "a", 1, (1,), -2000.0))
+    root.add(Thought("b", "b", "b", 1, (2,), -2000.0 - math.log(3)))
+    assert root.priors() == pytest.approx([0.75, 0.25])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_back_up_gives_every_ancestor_the_mean(values: list[float]) -> None:
+    nodes = [SearchNode(Thought("root"))]
+    for depth in range(3):
+        nodes.append(nodes[-1].add(thought(str(depth)))[0])
+    for index, value in enumerate(values):
+        nodes[index % len(nodes)].back_up(value)
+    for depth, node in enumerate(nodes):
+        below = [value for index, value in enumerate(values) if index % len(nodes) >= depth]
+        assert node.stats.visits == len(below)
+        assert node.stats.mean == pytest.approx(sum(below) / len(below) if below else 0.0)
+
+
+def test_visits_in_flight_are_counted_and_taken_back_along_the_path() -> None:
+    root = SearchNode(Thought("root"))
+    child, _ = root.add(thought("a"))
+    other, _ = root.add(thought("b"))
+    child.depart(3)
+    other.depart(1)
+    assert [node.stats.in_flight for node in (root, child, other)] == [4, 3, 1]
+    child.arrive(3)
+    assert [node.stats.in_flight for node in (root, child, other)] == [1, 0, 1]
+
+
+def test_paths_grow_by_one_index_a_level() -> None:
+    node = SearchNode(Thought("root"))
+    line = [node]
+    for _ in range(5):
+        line.append(line[-1].add(thought("x"))[0])
+    assert all(len(below.path) == len(above.path) + 1 for above, below in pairwise(line))
