@@ -62,9 +62,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-one-kv-head-tied": lambda: _llama(num_key_value_heads=1, tie_word_embeddings=True),
     "llama-multi-head-llama3-rope": lambda: _llama(num_key_value_heads=6, rope_parameters=dict(_LLAMA3_ROPE)),
     "llama-biases-head-dim": lambda: _llama(attention_bias=True, mlp_bias=True, head_dim=16),
-    "llama-linear-rope": lambda: _llama(
-        rope_parameters={"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
-    ),
+    "llama-linear-rope": lambda: _llama(rope_parameters={"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}),
     "mistral": lambda: _mistral(sliding_window=None),
     "mistral-head-dim-tied": lambda: _mistral(sliding_window=192, head_dim=12, tie_word_embeddings=True),
     "qwen2": lambda: _qwen2(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -70,13 +71,11 @@ class PagedDecoder:
             slots=torch.tensor(slots, device=device),
             query_start=starts,
             context=[len(path.tokens) for path, _ in work],
-            page_table=torch.tensor(
-                [path.pages + [0] * (width - len(path.pages)) for path, _ in work], device=device
-            ),
+            page_table=torch.tensor([path.pages + [0] * (width - len(path.pages)) for path, _ in work], device=device),
             shared_pages=list(shared),
         )
         logits = self.decoder.logits(self.decoder.forward(batch, self.attention))
-        return list(logits.split([end - start for start, end in zip(starts, starts[1:], strict=False)]))
+        return list(logits.split([end - start for start, end in itertools.pairwise(starts)]))
 
     def fork(self, path: Path, length: int) -> Path:
         """A path that shares the full pages below `length` tokens, and has its own copy of the tail."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path as FilePath
 
 import pytest
@@ -20,9 +21,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def models(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[PreTrainedModel, Decoder]:
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Decoder]:
     folder = tmp_path_factory.mktemp("model")
     reference = make_model(request.param)
     reference.save_pretrained(folder)
@@ -57,14 +56,12 @@ def test_chunked_prefill_and_decode_give_the_logits_of_transformers(
     reference, decoder = models
     paged, path, tokens = PagedDecoder(decoder), Path(), tokens_of(60)
     bounds = [0, 16, 19, 40, 56, 57, 58, 59, 60]
-    parts = [paged.run([(path, tokens[a:b])])[0] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [paged.run([(path, tokens[a:b])])[0] for a, b in itertools.pairwise(bounds)]
     assert_close(torch.cat(parts), reference_logits(reference, tokens))
 
 
 @pytest.mark.parametrize("length", [16, 21])
-def test_forked_paths_give_the_logits_of_a_fresh_prefill(
-    models: tuple[PreTrainedModel, Decoder], length: int
-) -> None:
+def test_forked_paths_give_the_logits_of_a_fresh_prefill(models: tuple[PreTrainedModel, Decoder], length: int) -> None:
     reference, decoder = models
     paged, parent = PagedDecoder(decoder), Path()
     paged.run([(parent, tokens_of(30))])

@@ -1,0 +1,112 @@
+"""The KV tensors: what is written where, tail copies, export and import."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dendrite.errors import InvalidArgument
+from dendrite.kv.pages import TailCopy
+from dendrite.kv.storage import KvStorage
+
+
+def storage_of(page_size: int = 8, num_pages: int = 6, dtype: torch.dtype = torch.float32) -> KvStorage:
+    return KvStorage(2, num_pages, page_size, kv_heads=3, head_dim=4, dtype=dtype)
+
+
+def filled() -> KvStorage:
+    storage = storage_of()
+    storage.pages.copy_(torch.arange(storage.pages.numel()).view(storage.pages.shape))
+    return storage
+
+
+def test_it_starts_zeroed() -> None:
+    assert not storage_of().pages.any()
+
+
+def test_a_write_goes_to_its_layer_page_and_offset() -> None:
+    storage = storage_of()
+    key, value = torch.randn(2, 3, 3, 4)
+    storage.write(1, torch.tensor([8 + 7, 16, 40 + 3]), key, value)
+    for row, (page, offset) in enumerate([(1, 7), (2, 0), (5, 3)]):
+        assert torch.equal(storage.pages[1, page, 0, offset], key[row])
+        assert torch.equal(storage.pages[1, page, 1, offset], value[row])
+    assert int(storage.pages.count_nonzero()) == 2 * 3 * 3 * 4
+
+
+def test_the_last_slot_can_be_written() -> None:
+    storage = storage_of(num_pages=2)
+    ones = torch.ones(1, 3, 4)
+    storage.write(0, torch.tensor([15]), ones, 2 * ones)
+    assert torch.equal(storage.pages[0, 1, :, 7], torch.cat((ones, 2 * ones)))
+
+
+def test_strided_keys_are_written() -> None:
+    storage = storage_of()
+    both = torch.randn(2, 5, 4)
+    storage.write(0, torch.tensor([9, 10]), both[:, :3], both[:, 2:])
+    assert torch.equal(storage.pages[0, 1, 0, 1:3], both[:, :3])
+    assert torch.equal(storage.pages[0, 1, 1, 1:3], both[:, 2:])
+
+
+def test_tails_are_copied_in_all_layers() -> None:
+    storage = filled()
+    before = storage.pages.clone()
+    storage.copy_tails([TailCopy(1, 3, 5), TailCopy(1, 4, 2)])
+    for target, count in ((3, 5), (4, 2)):
+        assert torch.equal(storage.pages[:, target, :, :count], before[:, 1, :, :count])
+    assert torch.equal(storage.pages[:, [0, 1, 2, 5]], before[:, [0, 1, 2, 5]])
+
+
+def test_a_page_may_be_source_and_destination_in_one_call() -> None:
+    storage = filled()
+    before = storage.pages.clone()
+    storage.copy_tails([TailCopy(2, 1, 8), TailCopy(1, 3, 8)])
+    assert torch.equal(storage.pages[:, 1], before[:, 2])
+    assert torch.equal(storage.pages[:, 3], before[:, 1])
+
+
+def test_no_copies_is_no_work() -> None:
+    storage = filled()
+    before = storage.pages.clone()
+    storage.copy_tails([])
+    assert torch.equal(storage.pages, before)
+
+
+def test_exported_pages_can_be_imported_elsewhere() -> None:
+    source, target = filled(), storage_of()
+    target.import_pages([5, 1], source.export_pages([2, 3]))
+    assert torch.equal(target.pages[:, 5], source.pages[:, 2])
+    assert torch.equal(target.pages[:, 1], source.pages[:, 3])
+    assert not target.pages[:, [0, 2, 3, 4]].any()
+
+
+def test_an_export_is_a_copy() -> None:
+    storage = filled()
+    data = storage.export_pages([1])
+    storage.pages.zero_()
+    assert data.any()
+
+
+@pytest.mark.parametrize("data", [torch.zeros(2, 1, 2, 8, 3, 4), torch.zeros(2, 2, 2, 8, 3, 4, dtype=torch.bfloat16)])
+def test_an_import_that_does_not_fit_is_refused(data: torch.Tensor) -> None:
+    with pytest.raises(InvalidArgument, match="data"):
+        storage_of().import_pages([1, 2], data)
+
+
+@pytest.mark.parametrize("page", [-1, 6])
+def test_pages_outside_the_storage_are_refused(page: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"page={page}"):
+        storage_of().export_pages([page])
+
+
+def test_a_storage_needs_a_page_besides_scratch() -> None:
+    with pytest.raises(InvalidArgument, match="num_pages"):
+        storage_of(num_pages=1)
+
+
+def test_sizes_are_in_bytes() -> None:
+    storage = storage_of(dtype=torch.bfloat16)
+    assert storage.token_bytes == 2 * 2 * 3 * 4 * 2
+    assert storage.page_bytes == 8 * storage.token_bytes
+    assert storage.total_bytes == 6 * storage.page_bytes
