@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -33,6 +34,14 @@ class TensorInfo:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+
+
+class _Entry(BaseModel):
+    """A tensor's entry in the header."""
+
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
 
 class Checkpoint:
@@ -101,7 +110,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, types and shapes of a safetensors file, from its header alone.
 
     Raises:
-        CorruptFile: the file is missing, is not safetensors, or is shorter or longer than its header says.
+        CorruptFile: the file is missing, is not safetensors, or is shorter than its header says.
     """
     try:
         size = path.stat().st_size
@@ -123,16 +132,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _tensor_info(path: Path, name: str, entry: Any, data_bytes: int) -> TensorInfo:
     try:
-        info = TensorInfo(path, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-        start, end = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+        fields = _Entry.model_validate(entry)
+    except ValidationError as error:
         raise CorruptFile(str(path), f"the header entry of tensor {name!r} is malformed") from error
-    if not 0 <= start <= end <= data_bytes:
+    start, end = fields.data_offsets
+    if end > data_bytes:
         raise CorruptFile(str(path), f"truncated: tensor {name!r} ends at byte {end} of {data_bytes}")
-    width = _FLOAT_BYTES.get(info.dtype)
-    if width is not None and end - start != width * prod(info.shape):
-        raise CorruptFile(str(path), f"tensor {name!r} has {end - start} bytes for shape {list(info.shape)}")
-    return info
+    width = _FLOAT_BYTES.get(fields.dtype)
+    if width is not None and end - start != width * prod(fields.shape):
+        raise CorruptFile(str(path), f"tensor {name!r} has {end - start} bytes for shape {fields.shape}")
+    return TensorInfo(path, fields.dtype, tuple(fields.shape))
 
 
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
