@@ -325,6 +325,8 @@ class Engine:
                 raise NodeReleased(node.tree.id, node.id)
             if not may_run and self._scheduler.is_busy(node):
                 raise InvalidArgument("nodes", node.id, "a node that is not being decoded already")
+            if node.length == 0:
+                raise InvalidArgument("nodes", node.id, "a node with at least one token on its path")
             check_context(node, self.longest_context)
 
     def _token_ids(self, text: str | Sequence[int], field: str) -> list[int]:

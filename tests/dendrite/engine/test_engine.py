@@ -337,6 +337,7 @@ def test_bad_input_names_field_and_limit(engine: Engine, make_engine: Callable[.
         ("nodes", lambda: engine.decode([])),
         ("nodes", lambda: engine.decode([root, root])),
         ("nodes", lambda: engine.decode(other)),
+        ("nodes", lambda: engine.decode(root.at(0).fork())),
         ("max_tokens", lambda: engine.decode(root, max_tokens=0)),
         ("temperature", lambda: engine.decode(root, temperature=-1.0)),
         ("top_p", lambda: engine.decode(root, top_p=0.0)),

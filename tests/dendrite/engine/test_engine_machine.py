@@ -1,0 +1,144 @@
+"""Random work on a pool that is far too small: every token generated must still be the one that recomputation gives."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+
+from dendrite.attention.base import ForwardBatch
+from dendrite.attention.torch_reference import TorchAttention
+from dendrite.config import EngineConfig
+from dendrite.engine.engine import Engine
+from dendrite.engine.generation import Generation
+from dendrite.errors import OutOfPages
+from dendrite.kv.node import Node
+from dendrite.kv.storage import KvStorage
+from dendrite.model.config import ModelConfig, RopeConfig
+from dendrite.model.decoder import Decoder
+
+SHAPE = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(theta=10_000.0),
+    max_context=128,
+)
+DECODER = Decoder.random(SHAPE, seed=1)
+
+
+def logits_of(tokens: list[int]) -> torch.Tensor:
+    count = len(tokens)
+    pages = -(-count // 8)
+    storage = KvStorage(SHAPE.num_layers, pages + 1, 8, SHAPE.num_kv_heads, SHAPE.head_dim)
+    batch = ForwardBatch(
+        tokens=torch.tensor(tokens),
+        positions=torch.arange(count),
+        slots=torch.arange(count) + 8,
+        query_start=[0, count],
+        context=[count],
+        page_table=torch.arange(1, pages + 1).unsqueeze(0),
+        shared_pages=[],
+    )
+    with torch.inference_mode():
+        return DECODER.logits(DECODER.forward(batch, TorchAttention(storage)))
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Forks, inner forks, decoding in steps, cancelling and releasing, with 14 pages of 8 tokens."""
+
+    nodes = Bundle("nodes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = EngineConfig(
+            kv_tokens=112, page_size=8, max_batch_tokens=24, max_running=8, debug_checks=True, device="cpu"
+        )
+        self.engine = Engine(DECODER, config=config)
+        self.live: list[Node] = []
+        self.generations: list[Generation] = []
+        self.checked: dict[Node, int] = {}
+
+    @rule(target=nodes, prompt=st.lists(st.integers(0, 30), min_size=1, max_size=30), shared=st.booleans())
+    def prefill(self, prompt: list[int], shared: bool) -> Node:
+        root, _ = self.engine.submit_prefill([*range(20), *prompt] if shared else prompt)
+        self.live.append(root)
+        return root
+
+    @rule(target=nodes, node=nodes, data=st.data())
+    def fork(self, node: Node, data: st.DataObject) -> Node:
+        if node.released:
+            return node
+        at = data.draw(st.none() | st.integers(0, len(node.tokens)))
+        (child,) = node.fork() if at is None or node.base + at == 0 else node.at(at).fork()
+        self.live.append(child)
+        return child
+
+    @rule(node=nodes, tokens=st.integers(1, 12), priority=st.integers(0, 2))
+    def decode(self, node: Node, tokens: int, priority: int) -> None:
+        busy = any(generation.node is node and not generation.done for generation in self.generations)
+        if not node.released and not busy and node.length < 100:
+            self.generations += self.engine.submit(node, max_tokens=tokens, priority=priority, temperature=2.0)
+
+    @rule(target=nodes, node=nodes, n=st.integers(2, 5), tokens=st.integers(8, 30), priority=st.integers(0, 2))
+    def expand(self, node: Node, n: int, tokens: int, priority: int) -> Node:
+        if node.released or node.length > 60:
+            return node
+        kids = node.fork(n)
+        self.live += kids
+        self.generations += self.engine.submit(kids, max_tokens=tokens, priority=priority, temperature=2.0)
+        return kids[-1]
+
+    @rule(steps=st.integers(1, 40))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.engine.step()
+
+    @precondition(lambda self: self.generations)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.engine.cancel(data.draw(st.sampled_from(self.generations)))
+
+    @rule(node=consumes(nodes), subtree=st.booleans())
+    def release(self, node: Node, subtree: bool) -> None:
+        node.release(subtree=subtree)
+        self.live = [other for other in self.live if not other.released]
+
+    @invariant()
+    def tokens_are_those_of_recomputation(self) -> None:
+        for node in self.live:
+            if len(node.logprobs) > self.checked.get(node, 0):
+                self.checked[node] = len(node.logprobs)
+                fresh = torch.log_softmax(logits_of(node.path_tokens), -1)
+                first = node.length - len(node.logprobs)
+                for at, logprob in enumerate(node.logprobs, start=first):
+                    assert abs(fresh[at - 1, node.path_tokens[at]].item() - logprob) < 1e-4
+
+    def teardown(self) -> None:
+        for _ in range(2000):
+            if not self.engine.has_work:
+                break
+            self.engine.step()
+        assert not self.engine.has_work
+        for generation in self.generations:
+            assert generation.done
+            assert generation.error is None or generation.node.released or isinstance(generation.error, OutOfPages)
+        self.tokens_are_those_of_recomputation()
+        for node in self.live:
+            node.release()
+        self.engine.close()
+        stats = self.engine.stats()
+        assert (stats.pages_held, stats.pages_cached, stats.pages_free) == (0, 0, stats.pages_total)
+        assert self.engine._runner.tips.used == 0
+        self.engine.check()
+
+
+EngineMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEngineMachine = EngineMachine.TestCase
