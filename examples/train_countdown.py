@@ -37,7 +37,6 @@ from countdown_recipe.sampling import solve_rates
 from countdown_recipe.settings import SMOKE, Settings
 from countdown_recipe.trainer import Trainer
 from countdown_recipe.value import train_value_head
-
 from dendrite.search.tasks import countdown
 
 
@@ -55,7 +54,6 @@ def main() -> None:
     begin = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
-    torch.set_float32_matmul_precision("high")
 
     print("training", flush=True)
     trainer = Trainer(settings, device, arguments.workers)
@@ -104,6 +102,8 @@ def describe(
             "compiled": trainer.compiled,
             "workers": arguments.workers,
             "steps": trainer.steps,
+            "kept_step": trainer.kept_step,
+            "kept_greedy_on_validation": trainer.kept_greedy,
             "examples": examples,
             "tokens": int(examples * (inputs != PAD).sum().item() / len(inputs)),
             "history": trainer.history,

@@ -39,8 +39,10 @@ that this model, sampling at temperature 1, goes on to solve the problem: `sigmo
 - Data: {examples:.2f} M random derivations ({tokens:.0f} M tokens, padding left out), made as training went; numbers
   1–{max_number}, targets {low}–{high}, four numbers in {four:.0%} of problems. {held_out} % of all problems are kept
   out by a hash of numbers and target.
-- Training: {minutes:.1f} minutes, {steps} steps of {batch} derivations, AdamW, peak learning rate {peak_lr}, cosine
-  decay; the loss is on the derivation only. No search, no reinforcement learning, no selection on held-out problems.
+- Training: {trained:.1f} minutes, {steps} steps of {batch} derivations, AdamW, peak learning rate {peak_lr}, cosine
+  decay; the loss is on the derivation only. No search and no reinforcement learning.
+- Kept: the weights of step {kept_step}, the last whose greedy solve rate on {probe_problems} validation problems was
+  at most {ceiling:.0%} (it was {kept_greedy:.1%}), so that search has something left to do.
 - Value head: {value}
 
 ## What it can do
@@ -59,8 +61,8 @@ Weights as saved, computed in float32, temperature 1 for samples. Value head, on
 
 ## Limits
 
-It has seen nothing but this format, sequences of up to {context} tokens, and numbers and targets in these ranges. It
-was kept small and trained for minutes, so that search has something left to do: `training.json` has every figure.
+It has seen nothing but this format, sequences of up to {context} tokens, and numbers and targets in these ranges.
+`training.json` has every figure.
 """
 
 
@@ -86,9 +88,8 @@ def write_card(out: Path, report: dict[str, Any]) -> None:
             f"{value['problems']:,} training problems, labelled by the rule ({value['solved']:.1%} solved)."
         )
     card = CARD.format(
-        **{k: settings[k] for k in ("hidden", "layers", "heads", "kv_heads", "ffn", "batch", "peak_lr", "seed")},
+        **settings,
         **{k: report[k] for k in ("date", "device", "torch", "parameters")},
-        test_problems=settings["test_problems"],
         end=END,
         pad=PAD,
         vocabulary=VOCABULARY,
@@ -99,8 +100,10 @@ def write_card(out: Path, report: dict[str, Any]) -> None:
         high=high,
         four=countdown.FOUR_NUMBERS,
         held_out=countdown.TEST_PERCENT + countdown.VALIDATION_PERCENT,
-        minutes=training["seconds"] / 60,
+        trained=training["seconds"] / 60,
         steps=training["steps"],
+        kept_step=training["kept_step"],
+        kept_greedy=training["kept_greedy_on_validation"],
         value=made,
         table="\n".join(rows),
         value_table="\n".join(value_rows),

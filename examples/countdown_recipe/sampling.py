@@ -70,7 +70,6 @@ def solve_rates(model: LlamaForCausalLM, settings: Settings) -> tuple[dict[str, 
         "all": np.ones(len(tasks), bool),
         "3_numbers": np.array([len(task.numbers) == 3 for task in tasks]),
         "4_numbers": np.array([len(task.numbers) == 4 for task in tasks]),
-        "numbers_to_25": np.array([max(task.numbers) <= 25 for task in tasks]),
     }
     report: dict[str, Any] = {"temperature": 1.0, "samples": settings.samples}
     for name, chosen in groups.items():
@@ -81,7 +80,7 @@ def solve_rates(model: LlamaForCausalLM, settings: Settings) -> tuple[dict[str, 
                 "sampled_pass_at_1": float(sampled[chosen].mean()),
                 **{
                     f"sampled_pass_at_{k}": float(sampled[chosen, :k].max(axis=1).mean())
-                    for k in (4, 16, 64)
+                    for k in (4, 16)
                     if k <= settings.samples
                 },
             }

@@ -20,7 +20,7 @@ class Settings:
     warmup_steps: int = 300
     weight_decay: float = 0.1
     ceiling: float = 0.6
-    probe_seconds: float = 60.0
+    probe_seconds: float = 30.0
     probe_problems: int = 300
     test_problems: int = 500
     samples: int = 16

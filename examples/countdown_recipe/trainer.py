@@ -58,6 +58,8 @@ class Trainer:
     seconds: float = 0.0
     compile_seconds: float = 0.0
     compiled: bool = False
+    kept_step: int = 0
+    kept_greedy: float = 0.0
 
     def run(self, want_compile: bool) -> LlamaForCausalLM:
         settings = self.settings
@@ -65,10 +67,11 @@ class Trainer:
         first = next(data)  # the workers fork before CUDA starts
         self.model = new_model(settings).to(self.device)
         self.probe_model = new_model(settings).to(self.device).eval()
+        self.tasks = problems(settings.probe_problems, settings.seed, "validation")
         self.loss = token_loss
         self._compile(first, want_compile)
         self.optimizer = self._optimizer()
-        kept = self._weights()
+        self.kept = self._weights()
         limit, start, last_probe = settings.minutes * 60, time.monotonic(), 0.0
         while (elapsed := time.monotonic() - start) < limit:
             loss = self._step(next(data), elapsed / limit)
@@ -77,11 +80,11 @@ class Trainer:
                 if self.steps % 1000 == 0:
                     print(f"  {elapsed:5.0f} s  step {self.steps}  loss {value:.4f}", flush=True)
                 if time.monotonic() - start - last_probe > settings.probe_seconds:
-                    kept = self._probe(value, time.monotonic() - start, kept)
+                    self._probe(value, time.monotonic() - start)
                     last_probe = time.monotonic() - start
         self.seconds = time.monotonic() - start
-        kept = self._probe(loss.item(), self.seconds, kept)
-        self.model.load_state_dict(kept)
+        self._probe(loss.item(), self.seconds)
+        self.model.load_state_dict(self.kept)
         return self.model
 
     def _loader(self) -> DataLoader[Any]:
@@ -141,15 +144,15 @@ class Trainer:
         self.steps += 1
         return loss.detach()
 
-    def _probe(self, loss: float, seconds: float, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _probe(self, loss: float, seconds: float) -> None:
         weights = self._weights()
         self.probe_model.load_state_dict(weights)
-        tasks = problems(self.settings.probe_problems, 1, "validation")
-        texts = sample(self.probe_model, tasks, 0.0, self.settings)
-        rate = float(judge(tasks, texts).mean())
+        texts = sample(self.probe_model, self.tasks, 0.0, self.settings)
+        rate = float(judge(self.tasks, texts).mean())
         self.history.append({"seconds": round(seconds, 1), "step": self.steps, "loss": loss, "greedy": rate})
         print(f"  {seconds:5.0f} s  step {self.steps}  loss {loss:.4f}  greedy {rate:.3f}", flush=True)
-        return weights if rate <= self.settings.ceiling else kept
+        if rate <= self.settings.ceiling:
+            self.kept, self.kept_step, self.kept_greedy = weights, self.steps, rate
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}

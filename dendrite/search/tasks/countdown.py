@@ -81,7 +81,7 @@ class Countdown(Task):
 
     @property
     def max_step_tokens(self) -> int:
-        """Characters of a first line of numbers with two digits more than any given (a token is one or more)."""
+        """Characters of a line whose numbers have two digits more than any given (a token is one or more)."""
         digits = len(str(max(*self.numbers, self.target))) + 2
         return (len(self.numbers) + 2) * digits + len(self.numbers) + 5
 
@@ -194,7 +194,7 @@ def split_of(numbers: Iterable[int], target: int) -> Split:
     return "validation" if bucket < TEST_PERCENT + VALIDATION_PERCENT else "train"
 
 
-def draw(rng: Random, max_number: int = MAX_NUMBER) -> tuple[tuple[int, ...], int, str]:
+def draw(rng: Random) -> tuple[tuple[int, ...], int, str]:
     """Draw a random legal derivation: its numbers in ascending order, its target, and its lines.
 
     Each step joins two random numbers that are left by a random operation, the larger operand first. Of the
@@ -204,7 +204,7 @@ def draw(rng: Random, max_number: int = MAX_NUMBER) -> tuple[tuple[int, ...], in
     low, high = TARGETS
     while True:
         count = 4 if rng.random() < FOUR_NUMBERS else 3
-        numbers = tuple(sorted(1 + int(rng.random() * max_number) for _ in range(count)))
+        numbers = tuple(sorted(1 + int(rng.random() * MAX_NUMBER) for _ in range(count)))
         left, lines = list(numbers), ""
         while len(left) > 1:
             small = left.pop(int(rng.random() * len(left)))
