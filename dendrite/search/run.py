@@ -8,9 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from pydantic import ValidationError
-
-from dendrite.config import MAX_SEED
+from dendrite.config import MAX_SEED, checked
 from dendrite.errors import InvalidArgument, RunningEventLoop
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
 from dendrite.search.backend import Backend
@@ -109,15 +107,11 @@ def _parse(name: str, options: dict[str, Any]) -> tuple[type[Algorithm[Any]], Al
     if name not in ALGORITHMS:
         raise InvalidArgument("algorithm", name, f"must be one of {', '.join(ALGORITHMS)}")
     kind = ALGORITHMS[name]
-    try:
-        return kind, kind.options_type(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
+    for option in options:
+        if option not in kind.options_type.model_fields:
             known = ", ".join(kind.options_type.model_fields) or "none"
-            raise InvalidArgument(option, first["input"], f"no option of {name}; it has: {known}") from None
-        raise InvalidArgument(option, first["input"], first["msg"]) from None
+            raise InvalidArgument(option, options[option], f"no option of {name}; it has: {known}")
+    return kind, checked(kind.options_type, options)
 
 
 @asynccontextmanager
