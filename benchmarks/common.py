@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -65,7 +65,7 @@ def write_result(
         hardware: short name of the machine, for example `cpu` or `h200`.
         metrics: dotted name to number.
         raw: everything that the metrics were made from.
-        packages: distributions whose version matters, besides Python, torch and Dendrite.
+        packages: distributions whose version matters, besides Python and torch.
         folder: where to write.
     """
     result = Result(
@@ -91,7 +91,7 @@ def commit() -> str:
     try:
         short = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", "dendrite", "actors", "benchmarks/*.py")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "0000000-dirty"  # not a checkout, so nothing says which code this is
     return f"{short}-dirty" if changed else short
 
@@ -102,14 +102,9 @@ def command(benchmark: str) -> str:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python, torch, Dendrite and `packages`, and the system they ran on."""
+    """Versions of Python, torch and `packages`, and the system they ran on."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for name in ("torch", "dendrite", *packages):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: version(name) for name in ("torch", *packages)}
 
 
 def _git(*arguments: str) -> str:

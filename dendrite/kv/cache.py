@@ -147,8 +147,8 @@ class KvCache:
             NodeReleased: the node's pages have been returned.
         """
         self._must_exist(node)
-        room = (node.base // self.page_size + len(node.pages)) * self.page_size - node.base - node.computed
-        if not 0 <= n <= (room if node.pages else 0):
+        end = (node.base // self.page_size + len(node.pages)) * self.page_size
+        if n < 0 or (n > 0 and node.base + node.computed + n > end):
             raise InvalidArgument("n", n, "between 0 and the number of reserved slots")
         node.computed += n
 

@@ -80,8 +80,9 @@ def _check_continuation(cache: KvCache, node: Node, child: Node) -> None:
     if child.base > node.base:
         full = child.base // size - node.base // size
         _require(len(node.pages) >= full, child, "reads pages that its parent has lost")
-    if child.base % size and not child.pages and not cache.pending_ancestors(child):
-        tail.owner(child, size)
+    reads_tail = child._state is NodeState.LIVE and not child.pages and child.base % size > 0
+    if reads_tail and not cache.pending_ancestors(child):
+        tail.owner(child, size)  # raises where the page is nobody's; a released child's may be with a taker
 
 
 def _check_cached(cache: KvCache, nodes: list[Node]) -> None:

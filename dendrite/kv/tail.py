@@ -13,11 +13,10 @@ from dendrite.kv.node import Node, NodeState
 
 def owner(node: Node, page_size: int) -> Node:
     """The node that holds the tail page at `node.base`, which must not be a page boundary."""
-    writer, holder = _find(node, page_size)
-    found = writer if holder is None else holder
-    if found is None:
+    _, holder = _find(node, page_size)
+    if holder is None:
         raise InvariantViolation(f"no segment holds the page before {node!r}")
-    return found
+    return holder
 
 
 def heir(node: Node, page_size: int) -> Node | None:
