@@ -35,12 +35,12 @@ class MctsOptions(AlgorithmOptions):
     """Most calls of the backend at a time."""
     children: Annotated[int, Field(ge=1, le=4096)] = 4
     """Most children drawn in one expansion."""
-    widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 4.0
+    widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 2.0
     widening_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    """A node of N visits may have ceil(k N^alpha) children, and more only once all it has are closed."""
+    """A node of N visits may have ceil(k N^alpha) children, and more only while all it has are closed."""
     min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """A node draws no more once the model gives anything but its children less than this probability."""
-    patience: Annotated[int, Field(ge=1)] = 8
+    patience: Annotated[int, Field(ge=1)] = 16
     """Nor once so many draws in a row have repeated a child."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
 
@@ -155,7 +155,7 @@ class Mcts(Algorithm[MctsOptions]):
             return 0
         limit = child_limit(node.stats.visits, self.options.widening_k, self.options.widening_alpha)
         room = limit - len(node.children) - node.pending
-        if room <= 0 and node.stats.in_flight == 0 and all(child.closed for child in node.children):
+        if room <= 0 and node.children and all(child.closed for child in node.children):
             room = 1
         return max(0, min(self.options.children, room))
 

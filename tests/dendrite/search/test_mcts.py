@@ -101,7 +101,8 @@ async def test_whatever_the_world_the_rules_hold(
         assert text not in rewards, "a terminal is never expanded"
     for node in everything(search):
         limit = child_limit(node.stats.visits, options["widening_k"], options["widening_alpha"])
-        assert len(node.children) <= limit or all(child.closed for child in node.children[:-1])
+        drawn_before = node.children[: -options["in_flight"]]
+        assert len(node.children) <= limit or all(child.closed for child in drawn_before)
         assert len({child.thought.text for child in node.children}) == len(node.children)
         assert 0 <= node.stats.mean <= 1
         assert node.stats.visits >= sum(child.stats.visits for child in node.children)
@@ -163,7 +164,7 @@ async def test_the_better_arm_gets_the_visits() -> None:
             table[arm + step] = uniform("end\n")
             rewards[f"{arm}{step}end\n"] = 0.9 if rng.random() < mean else 0.0
     search = await grow(
-        Puzzle(rewards), TreeBackend(table), Budget(expansions=300), value="rollout", selection="uct", children=1
+        Puzzle(rewards), TreeBackend(table), Budget(expansions=300), value="rollout", selection="uct", children=1, c=0.5
     )
     assert search.root is not None
     visits = {child.thought.text: child.stats.visits for child in search.root.children}
