@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.leases import Lease
 from actors.model_worker import ModelWorker
-from actors.placement import share
+from actors.placement import WorkerShare, share
 from actors.rpc import Handle, translate
 from actors.search_driver import SearchDriver
 from actors.tree_manager import TreeManager
@@ -20,6 +21,7 @@ from dendrite.config import EngineConfig
 from dendrite.errors import ClusterError, InvalidArgument
 
 MAX_ACTORS = 1_024
+_FREE_WITHIN_S = 5.0  # what ended actors had reserved takes a moment to be free again
 _MOST_CALLS = 4_096  # under way in one actor; Ray holds back what is over that
 
 
@@ -36,11 +38,14 @@ class ClusterPlan:
     drivers: int
     lease_ttl_s: float
     start_timeout_s: float
+    cpus_per_worker: int | None
     config: EngineConfig
 
     def __post_init__(self) -> None:
-        for name in ("workers", "drivers"):
+        for name in ("workers", "drivers", "cpus_per_worker"):
             value = getattr(self, name)
+            if name == "cpus_per_worker" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_ACTORS:
                 raise InvalidArgument(name, value, f"must be a whole number, 1 to {MAX_ACTORS}")
         for name in ("lease_ttl_s", "start_timeout_s"):
@@ -65,8 +70,7 @@ class ActorGroup:
             ModelError: the model cannot be loaded.
             ClusterError: Ray has too little to give, or an actor does not start in time.
         """
-        machines = [node["Resources"] for node in _nodes() if node["Alive"]]
-        part = share(plan.workers, plan.config.device, machines)
+        part = _share(plan)
         config = plan.config.model_copy(update={"device": part.device})
         self.manager = self._start(TreeManager, {"num_cpus": 0}, plan.lease_ttl_s)
         self.workers = [
@@ -107,6 +111,24 @@ def _wait(replies: list[Any], callee: str, timeout_s: float) -> list[Any]:
         raise translate(error, callee) from error
 
 
+def _share(plan: ClusterPlan) -> WorkerShare:
+    machines = [node["Resources"] for node in _nodes() if node["Alive"]]
+    largest = max((machine.get("CPU", 0.0) for machine in machines), default=0.0)
+    patience = time.monotonic() + _FREE_WITHIN_S
+    while True:
+        try:
+            return share(plan.workers, plan.config.device, _free(), largest, plan.cpus_per_worker)
+        except ClusterError:
+            if time.monotonic() > patience:
+                raise
+        time.sleep(0.1)
+
+
 def _nodes() -> list[dict[str, Any]]:
     machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return machines
+
+
+def _free() -> dict[str, float]:
+    resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return resources

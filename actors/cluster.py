@@ -39,7 +39,7 @@ class Cluster(ClusterClient):
 
     def __init__(self, session: RaySession, actors: ActorGroup, lease: Lease) -> None:
         super().__init__(actors.manager, actors.workers, lease.id)
-        self._session, self._actors = session, actors
+        self._session, self.actors = session, actors
         self._turn = itertools.cycle(actors.drivers)
         self._keeper = LeaseKeeper(actors.manager, lease.ttl_s)
         self._keeper.add(lease.id)
@@ -105,7 +105,7 @@ class Cluster(ClusterClient):
         self._keeper.close()
         with contextlib.suppress(RayError):  # actors that are gone already have released everything
             ray.get(self._manager.close_lease.remote(self._lease), timeout=_CLOSE_TIMEOUT_S)
-        self._actors.end()
+        self.actors.end()
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -125,6 +125,7 @@ def connect(
     drivers: int = 1,
     lease_ttl_s: float = 30.0,
     start_timeout_s: float = 300.0,
+    cpus_per_worker: int | None = None,
     config: EngineConfig | None = None,
     **settings: Any,
 ) -> Cluster:
@@ -137,6 +138,7 @@ def connect(
         drivers: processes that run the searches of `solve_many`. One keeps several workers busy.
         lease_ttl_s: how long the nodes of a search or of this process outlive it, if it dies.
         start_timeout_s: the longest wait for the workers to load the model.
+        cpus_per_worker: CPUs that Ray reserves for each worker, and its threads; None is an equal part of the free.
         config: the engines' settings.
         **settings: fields of `EngineConfig` that replace those of `config`.
 
@@ -146,7 +148,15 @@ def connect(
         ClusterError: Ray cannot be reached, has too little to give, or the workers don't start in time.
     """
     config = checked(EngineConfig, {**(config.model_dump() if config is not None else {}), **settings})
-    plan = ClusterPlan(str(resolve(model).absolute()), workers, drivers, lease_ttl_s, start_timeout_s, config)
+    plan = ClusterPlan(
+        model=str(resolve(model).absolute()),
+        workers=workers,
+        drivers=drivers,
+        lease_ttl_s=lease_ttl_s,
+        start_timeout_s=start_timeout_s,
+        cpus_per_worker=cpus_per_worker,
+        config=config,
+    )
     session = RaySession(address)
     actors = ActorGroup()
     try:

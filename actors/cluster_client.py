@@ -92,6 +92,16 @@ class ClusterClient:
         stats: ManagerStats = await call(self._manager.stats.remote(), MANAGER)
         return stats
 
+    async def lineage(self, node: NodeRef) -> tuple[int, ...]:
+        """All tokens from the root to the end of `node`, as the tree manager has them on record.
+
+        Raises:
+            UnknownNode: the manager has not heard of the node, or it is released and nothing held descends from it.
+        """
+        at = self._known(node)
+        tokens: tuple[int, ...] = await call(self._manager.lineage.remote(at.tree, at.node), MANAGER)
+        return tokens
+
     async def check(self) -> None:
         """Verify the KV invariants of all workers.
 

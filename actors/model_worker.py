@@ -172,9 +172,9 @@ class ModelWorker:
         except NodeReleased:
             raise NodeReleased(tree, node) from None  # the engine has numbers of its own for trees
         children = [_node(branch) for branch in branches]
-        if any(child.released for child in children):  # with the subtree of an ancestor, just now
+        if any(child.released for child in children):  # with the subtree of an ancestor, in the last step
             await self._engine.run(lambda: _release_all(children))
-            raise NodeReleased(tree, node)
+            raise Cancelled(f"the children of node {node} of tree {tree} were released while they were decoded")
         for child in children:
             self._nodes.add(tree, child)
             self._outbox.add(self._added(tree, parent, child))

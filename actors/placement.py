@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,27 +30,33 @@ class WorkerShare:
         }
 
 
-def share(workers: int, device: Literal["cpu", "cuda", "auto"], nodes: Iterable[Mapping[str, float]]) -> WorkerShare:
-    """Divide a cluster among its workers: a GPU each where there are enough, equal parts of the processors.
+def share(
+    workers: int,
+    device: Literal["cpu", "cuda", "auto"],
+    free: Mapping[str, float],
+    largest_machine: float,
+    cpus_per_worker: int | None = None,
+) -> WorkerShare:
+    """Divide what is free of a cluster among workers: a GPU each where there are enough, equal parts of the CPUs.
 
     Args:
         workers: how many there will be.
         device: what they run on; "auto" is CUDA if every worker can have a GPU.
-        nodes: Ray's resources of each machine, such as `{"CPU": 8.0, "GPU": 1.0}`.
+        free: resources that nobody has reserved, such as `{"CPU": 8.0, "GPU": 1.0}`.
+        largest_machine: CPUs of the largest machine, for a worker runs on one.
+        cpus_per_worker: replaces the equal part.
 
     Raises:
-        ClusterError: there are not enough GPUs, or no processors at all.
+        ClusterError: there are not enough GPUs or CPUs.
     """
-    machines = list(nodes)
-    gpus = int(sum(machine.get("GPU", 0.0) for machine in machines))
-    cpus = sum(machine.get("CPU", 0.0) for machine in machines)
-    if cpus <= 0:
-        raise ClusterError("the Ray cluster has no CPUs to run workers on")
+    gpus, cpus = int(free.get("GPU", 0.0)), free.get("CPU", 0.0)
     if device == "auto":
         device = "cuda" if gpus >= workers else "cpu"
     if device == "cuda" and gpus < workers:
-        raise ClusterError(f"{workers} workers need a GPU each, and the Ray cluster has {gpus}")
-    largest = max(machine.get("CPU", 0.0) for machine in machines)
-    each = min(cpus / workers, largest)
+        raise ClusterError(f"{workers} workers need a GPU each, and the Ray cluster has {gpus} free")
+    if cpus <= 0 or cpus < (cpus_per_worker or 0) * workers:
+        wanted = "CPUs" if cpus_per_worker is None else f"{cpus_per_worker} CPUs each"
+        raise ClusterError(f"{workers} workers need {wanted}, and the Ray cluster has {cpus:g} free")
+    each = float(cpus_per_worker or min(cpus / workers, largest_machine))
     whole = float(int(each)) if each >= 1 else each
     return WorkerShare(device, whole, 1 if device == "cuda" else 0, max(1, int(each)))

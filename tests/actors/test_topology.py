@@ -61,7 +61,9 @@ def test_a_lost_worker_takes_its_trees_along() -> None:
 
 @given(data=st.data())
 def test_held_nodes_keep_exactly_their_ancestors(data: st.DataObject) -> None:
-    topology, paths, parents, held = Topology(), {0: (0,)}, {0: -1}, {0}
+    topology = Topology()
+    paths: dict[int, tuple[int, ...]] = {0: (0,)}
+    parents, held = {0: -1}, {0}
     topology.add(0, Added(5, 0, None, 0, (0,)))
     for node in range(1, data.draw(st.integers(1, 12))):
         if held and data.draw(st.booleans()):

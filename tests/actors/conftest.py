@@ -1,0 +1,52 @@
+"""One Ray, and one cluster of two workers on it, for all tests of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+import actors
+from actors import Cluster
+from tests.actors.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """A Ray of this process with room for several clusters, whatever the machine."""
+    ray.init(
+        "local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(ray_here: None, tiny_model: Path) -> Iterator[Cluster]:
+    with actors.connect(tiny_model, workers=2, cpus_per_worker=1, kv_tokens=16_384, debug_checks=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def cluster(shared_cluster: Cluster) -> AsyncIterator[Cluster]:
+    """The shared cluster; a test must leave nothing on it."""
+    yield shared_cluster
+    await shared_cluster.settle()
+    stats = await shared_cluster.manager_stats()
+    assert stats.live_nodes == (0, 0)
+    assert [load.pages_held for load in stats.loads] == [0, 0]
+    assert [worker.live_nodes for worker in await shared_cluster.worker_stats()] == [0, 0]
+    await shared_cluster.check()
