@@ -83,7 +83,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary: [B, d] final hidden states to [B, V] float32."""
-        return F.linear(hidden, self.weights.lm_head).float()
+        return self.weights.lm_head(hidden).float()
 
     def _attend(
         self, index: int, layer: LayerWeights, hidden: Tensor, rotation: Rotation, attention: Attention
@@ -91,27 +91,19 @@ class Decoder:
         """Add the attention block's output to `hidden` [T, d] in place."""
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        projected = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        projected = layer.qkv(self._norm(hidden, layer.input_norm))
         projected = projected.view(-1, heads + 2 * kv_heads, config.head_dim)
         query_key, value = projected.split((heads + kv_heads, kv_heads), dim=1)
         if layer.qk_norm is not None:
             query_key = F.rms_norm(query_key, (config.head_dim,), None, config.rms_norm_eps) * layer.qk_norm
         query, key = rotation.apply(query_key).split((heads, kv_heads), dim=1)
         mixed = attention.forward(index, query, key, value)
-        _add_linear(hidden, mixed.reshape(-1, config.query_size), layer.output, layer.output_bias)
+        hidden.add_(layer.output(mixed.reshape(-1, config.query_size)))
 
     def _transform(self, layer: LayerWeights, hidden: Tensor) -> None:
         """Add the MLP block's output to `hidden` [T, d] in place."""
-        projected = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
-        gate, up = projected.chunk(2, dim=1)
-        _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+        gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=1)
+        hidden.add_(layer.down(F.silu(gate).mul_(up)))
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, (self.config.hidden_size,), weight, self.config.rms_norm_eps)
-
-
-def _add_linear(target: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """`target += inputs @ weight.T + bias`, without a temporary."""
-    target.addmm_(inputs, weight.t())
-    if bias is not None:
-        target.add_(bias)

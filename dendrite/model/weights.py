@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dendrite.errors import UnsupportedModel
 from dendrite.model.config import ModelConfig
+from dendrite.model.linear import Linear
 from dendrite.model.loader import Checkpoint
 
 _INIT_STD = 0.02
@@ -20,33 +21,29 @@ Fill = Callable[[str, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer, with d the hidden size and m the MLP's inner size; matrices are [out, in].
+    """One layer, with d the hidden size and m the MLP's inner size.
 
-    qkv is [(Hq + 2 Hkv) D, d]: queries, keys, values. gate_up is [2 m, d]: gate, up. qk_norm is [Hq + Hkv,
-    D]: the norm weight of the queries repeated for each query head, then that of the keys.
+    qkv gives [(Hq + 2 Hkv) D]: queries, keys, values. gate_up gives [2 m]: gate, up. The norms are [d]; qk_norm
+    is [Hq + Hkv, D]: the norm weight of the queries repeated for each query head, then that of the keys.
     """
 
     input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Linear
     qk_norm: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
+    output: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """All weights: embedding and lm_head are [V, d] (the same tensor where they are tied), norm is [d]."""
+    """All weights: embedding is [V, d] (which lm_head uses too where they are tied), norm is [d]."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     norm: Tensor
-    lm_head: Tensor
+    lm_head: Linear
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -120,6 +117,8 @@ def _refuse_unknown(
 
 @torch.inference_mode()
 def _assemble(config: ModelConfig, dtype: torch.dtype, device: torch.device, fill: Fill) -> DecoderWeights:
+    d, m, q, kv = config.hidden_size, config.intermediate_size, config.query_size, config.kv_size
+
     def stacked(*parts: tuple[str, int], columns: int | None = None) -> Tensor:
         """The named parts, with their row counts, one under the other."""
         total = sum(rows for _, rows in parts)
@@ -128,44 +127,32 @@ def _assemble(config: ModelConfig, dtype: torch.dtype, device: torch.device, fil
             fill(name, piece)
         return target
 
-    def linear(prefix: str, *parts: tuple[str, int], columns: int, bias: bool) -> tuple[Tensor, Tensor | None]:
+    def linear(prefix: str, *parts: tuple[str, int], columns: int, bias: bool) -> Linear:
         weight = stacked(*((f"{prefix}.{name}.weight", rows) for name, rows in parts), columns=columns)
-        biases = stacked(*((f"{prefix}.{name}.bias", rows) for name, rows in parts)) if bias else None
-        return weight, biases
+        return Linear(weight, stacked(*((f"{prefix}.{name}.bias", rows) for name, rows in parts)) if bias else None)
+
+    def head_norms(prefix: str) -> Tensor:
+        parts = stacked(*((f"{prefix}.{name}.weight", config.head_dim) for name in ("q_norm", "k_norm")))
+        repeats = torch.tensor([config.num_heads, config.num_kv_heads], device=device)
+        return parts.view(2, config.head_dim).repeat_interleave(repeats, dim=0)
 
     def layer(prefix: str) -> LayerWeights:
-        d, m, q, kv = config.hidden_size, config.intermediate_size, config.query_size, config.kv_size
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        qkv_parts = (("q_proj", q), ("k_proj", kv), ("v_proj", kv))
-        qkv, qkv_bias = linear(attention, *qkv_parts, columns=d, bias=config.qkv_bias)
-        output, output_bias = linear(attention, ("o_proj", d), columns=q, bias=config.output_bias)
-        gate_up, gate_up_bias = linear(mlp, ("gate_proj", m), ("up_proj", m), columns=d, bias=config.mlp_bias)
-        down, down_bias = linear(mlp, ("down_proj", d), columns=m, bias=config.mlp_bias)
-        qk_norm = None
-        if config.qk_norm:
-            parts = stacked(*((f"{attention}.{name}.weight", config.head_dim) for name in ("q_norm", "k_norm")))
-            repeats = torch.tensor([config.num_heads, config.num_kv_heads], device=device)
-            qk_norm = parts.view(2, config.head_dim).repeat_interleave(repeats, dim=0)
+        qkv = ("q_proj", q), ("k_proj", kv), ("v_proj", kv)
         return LayerWeights(
             input_norm=stacked((f"{prefix}.input_layernorm.weight", d)),
-            qkv=qkv,
-            qkv_bias=qkv_bias,
-            qk_norm=qk_norm,
-            output=output,
-            output_bias=output_bias,
+            qkv=linear(attention, *qkv, columns=d, bias=config.qkv_bias),
+            qk_norm=head_norms(attention) if config.qk_norm else None,
+            output=linear(attention, ("o_proj", d), columns=q, bias=config.output_bias),
             mlp_norm=stacked((f"{prefix}.post_attention_layernorm.weight", d)),
-            gate_up=gate_up,
-            gate_up_bias=gate_up_bias,
-            down=down,
-            down_bias=down_bias,
+            gate_up=linear(mlp, ("gate_proj", m), ("up_proj", m), columns=d, bias=config.mlp_bias),
+            down=linear(mlp, ("down_proj", d), columns=m, bias=config.mlp_bias),
         )
 
-    vocabulary, d = config.vocab_size, config.hidden_size
-    embedding = stacked(("model.embed_tokens.weight", vocabulary), columns=d)
-    tied = config.tie_embeddings
-    return DecoderWeights(
-        embedding=embedding,
-        layers=tuple(layer(f"model.layers.{index}") for index in range(config.num_layers)),
-        norm=stacked(("model.norm.weight", d)),
-        lm_head=embedding if tied else stacked(("lm_head.weight", vocabulary), columns=d),
-    )
+    embedding = stacked(("model.embed_tokens.weight", config.vocab_size), columns=d)
+    if config.tie_embeddings:
+        lm_head = Linear(embedding, pack=False)
+    else:
+        lm_head = Linear(stacked(("lm_head.weight", config.vocab_size), columns=d))
+    layers = tuple(layer(f"model.layers.{index}") for index in range(config.num_layers))
+    return DecoderWeights(embedding, layers, stacked(("model.norm.weight", d)), lm_head)

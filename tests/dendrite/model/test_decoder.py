@@ -123,10 +123,11 @@ CONFIG = ModelConfig(
 
 
 def test_random_weights_repeat_by_seed() -> None:
-    first, again, other = (Decoder.random(CONFIG, seed=seed).weights for seed in (1, 1, 2))
-    assert torch.equal(first.layers[1].qkv, again.layers[1].qkv)
-    assert not torch.equal(first.layers[1].qkv, other.layers[1].qkv)
-    assert torch.equal(first.norm, torch.ones(32))
+    first, again, other = (Decoder.random(CONFIG, seed=seed) for seed in (1, 1, 2))
+    hidden = torch.eye(32)
+    assert torch.equal(first.logits(hidden), again.logits(hidden))
+    assert not torch.equal(first.logits(hidden), other.logits(hidden))
+    assert torch.equal(first.weights.norm, torch.ones(32))
 
 
 def test_an_empty_batch_is_refused() -> None:
