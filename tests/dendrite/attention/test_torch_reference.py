@@ -237,3 +237,24 @@ def test_one_instance_serves_steps_of_different_shapes() -> None:
     attention.begin(again)
     last = attention.forward(0, first.query[-1:], first.key[-1:], first.value[-1:])
     torch.testing.assert_close(last.double(), first.expected[-1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_matches_the_dense_computation(dtype: torch.dtype) -> None:
+    sequences = [
+        *(Sequence(48 + own, shared_pages=3, group=0) for own in (1, 17, 5)),
+        Sequence(40, queries=24),
+        Sequence(11),
+        Sequence(6, queries=6),
+    ]
+    built = build(Case(16, 2, 2, 16, 6, sequences), dtype)
+    storage = KvStorage(1, built.storage.num_pages, 16, 2, 16, dtype, "cuda")
+    storage.pages.copy_(built.storage.pages)
+    batch = built.batch
+    moved = [part.cuda() for part in (batch.tokens, batch.positions, batch.slots, batch.page_table)]
+    attention = TorchAttention(storage)
+    attention.begin(ForwardBatch(*moved[:3], batch.query_start, batch.context, moved[3], batch.shared_pages))
+    found = attention.forward(0, built.query.cuda(), built.key.cuda(), built.value.cuda())
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(found.cpu().double(), built.expected, rtol=tolerance, atol=tolerance)

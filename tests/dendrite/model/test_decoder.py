@@ -136,3 +136,12 @@ def test_an_empty_batch_is_refused() -> None:
     batch = ForwardBatch(empty, empty, empty, [0], [], torch.empty(0, 0, dtype=torch.int64), [])
     with pytest.raises(InvalidArgument, match="tokens"):
         paged.decoder.forward(batch, paged.attention)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_logits_of_transformers(models: tuple[PreTrainedModel, Decoder], tmp_path: FilePath) -> None:
+    reference, _ = models
+    reference.save_pretrained(tmp_path)
+    paged, path, tokens = PagedDecoder(Decoder.from_folder(tmp_path, device="cuda")), Path(), tokens_of(40)
+    parts = [paged.run([(path, part)])[0].cpu() for part in (tokens[:30], tokens[30:39], tokens[39:])]
+    assert_close(torch.cat(parts), reference_logits(reference, tokens))
