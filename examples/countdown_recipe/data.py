@@ -16,7 +16,7 @@ from dendrite.search.tasks.countdown import Countdown, draw, split_of
 
 END, PAD, VOCABULARY = 256, 257, 264
 """Ids below 256 are bytes; then the end of a sequence and padding; the rest fills up a round number."""
-CONTEXT = 96
+CONTEXT = 112
 """Tokens of a training row. The rare longer derivation is left out."""
 
 

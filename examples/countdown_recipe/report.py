@@ -39,8 +39,9 @@ that this model, sampling at temperature 1, goes on to solve the problem: `sigmo
 - Data: {examples:.2f} M random derivations ({tokens:.0f} M tokens, padding left out), made as training went; numbers
   1–{max_number}, targets {low}–{high}, four numbers in {four:.0%} of problems. {held_out} % of all problems are kept
   out by a hash of numbers and target.
-- Training: {trained:.1f} minutes, {steps} steps of {batch} derivations, AdamW, peak learning rate {peak_lr}, cosine
-  decay; the loss is on the derivation only. No search and no reinforcement learning.
+- Training: {trained:.1f} minutes, {steps} steps of {batch} derivations, AdamW, learning rate {peak_lr} until {aim:.0%}
+  of validation problems were solved greedily, then a linear decay to zero; the loss is on the derivation only. No
+  search and no reinforcement learning.
 - Kept: the weights of step {kept_step}, the last whose greedy solve rate on {probe_problems} validation problems was
   at most {ceiling:.0%} (it was {kept_greedy:.1%}), so that search has something left to do.
 - Value head: {value}

@@ -15,7 +15,7 @@ from countdown_recipe.data import END, PAD
 from countdown_recipe.settings import Settings
 from dendrite.search.tasks.countdown import Countdown, problems
 
-MAX_NEW = 64
+MAX_NEW = 80
 """Tokens of the longest derivation that is sampled; a drawn one has at most 61."""
 
 

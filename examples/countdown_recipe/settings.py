@@ -19,9 +19,14 @@ class Settings:
     peak_lr: float = 2e-3
     warmup_steps: int = 300
     weight_decay: float = 0.1
+    aim: float = 0.42
+    """Greedy solve rate on validation problems from which on the learning rate decays to zero."""
+    decay: float = 0.25
+    """Length of that decay, as a share of the time trained before it."""
     ceiling: float = 0.6
-    probe_seconds: float = 30.0
-    probe_problems: int = 300
+    """Weights with a higher greedy solve rate on validation problems are not kept: search must have something to do."""
+    probe_seconds: float = 10.0
+    probe_problems: int = 1000
     test_problems: int = 500
     samples: int = 16
     rollout_problems: int = 30_000

@@ -48,7 +48,10 @@ def token_loss(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class Trainer:
-    """Trains until the time is up; keeps the last weights whose greedy solve rate was within the ceiling."""
+    """Trains at a steady rate until the greedy solve rate reaches the aim or time runs short; then the rate decays.
+
+    Keeps the last weights whose greedy solve rate was within the ceiling.
+    """
 
     settings: Settings
     device: torch.device
@@ -60,6 +63,8 @@ class Trainer:
     compiled: bool = False
     kept_step: int = 0
     kept_greedy: float = 0.0
+    decay_start: float = math.inf
+    decay_end: float = math.inf
 
     def run(self, want_compile: bool) -> LlamaForCausalLM:
         settings = self.settings
@@ -73,8 +78,10 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.kept = self._weights()
         limit, start, last_probe = settings.minutes * 60, time.monotonic(), 0.0
-        while (elapsed := time.monotonic() - start) < limit:
-            loss = self._step(next(data), elapsed / limit)
+        while (elapsed := time.monotonic() - start) < min(limit, self.decay_end):
+            if self.decay_start == math.inf and elapsed > limit / (1 + settings.decay):
+                self._start_decay(elapsed)
+            loss = self._step(next(data), self._rate(elapsed))
             if self.steps % 50 == 0:
                 value = loss.item()  # waits for the device, so that the clock is true
                 if self.steps % 1000 == 0:
@@ -132,10 +139,20 @@ class Trainer:
             hidden = self.model.model(input_ids=inputs.long(), use_cache=False).last_hidden_state
             return self.loss(hidden, self.model.lm_head.weight, targets)
 
-    def _step(self, batch: tuple[Tensor, Tensor], progress: float) -> Tensor:
+    def _start_decay(self, elapsed: float) -> None:
+        self.decay_start, self.decay_end = elapsed, elapsed * (1 + self.settings.decay)
+
+    def _rate(self, elapsed: float) -> float:
+        """Learning rate: a linear warm-up, a plateau, a linear decay to zero."""
         warm = min(1.0, (self.steps + 1) / self.settings.warmup_steps)
+        left = 1.0
+        if elapsed > self.decay_start:
+            left = max(0.0, (self.decay_end - elapsed) / (self.decay_end - self.decay_start))
+        return self.settings.peak_lr * warm * left
+
+    def _step(self, batch: tuple[Tensor, Tensor], rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.peak_lr * warm * 0.5 * (1.0 + math.cos(math.pi * progress))
+            group["lr"] = rate
         loss = self._forward(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -151,6 +168,8 @@ class Trainer:
         rate = float(judge(self.tasks, texts).mean())
         self.history.append({"seconds": round(seconds, 1), "step": self.steps, "loss": loss, "greedy": rate})
         print(f"  {seconds:5.0f} s  step {self.steps}  loss {loss:.4f}  greedy {rate:.3f}", flush=True)
+        if self.decay_start == math.inf and rate >= self.settings.aim:
+            self._start_decay(seconds)
         if rate <= self.settings.ceiling:
             self.kept, self.kept_step, self.kept_greedy = weights, self.steps, rate
 

@@ -29,11 +29,11 @@ from dendrite.search.task import Task
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
-MAX_NUMBER = 50
+MAX_NUMBER = 99
 """Problems are drawn with numbers from 1 to this."""
-TARGETS = (10, 100)
+TARGETS = (10, 999)
 """Least and greatest target of a drawn problem."""
-MAX_RESULT = 999
+MAX_RESULT = 9_999
 """Greatest intermediate result of a drawn derivation. The rule knows no such limit."""
 FOUR_NUMBERS = 0.85
 """Share of drawn problems with four numbers; the others have three."""
