@@ -19,7 +19,7 @@ class Settings:
     peak_lr: float = 2e-3
     warmup_steps: int = 300
     weight_decay: float = 0.1
-    aim: float = 0.42
+    aim: float = 0.34
     """Greedy solve rate on validation problems from which on the learning rate decays to zero."""
     decay: float = 0.25
     """Length of that decay, as a share of the time trained before it."""
