@@ -24,6 +24,9 @@ from dendrite.kv.node import Node
 from dendrite.kv.pages import TailCopy
 
 
+_RUNNING_PER_SPARE_PAGE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """`count` tokens of `job.node` to compute, from its own token `start` on."""
@@ -176,12 +179,14 @@ class Scheduler:
     # ---------------------------------------------------------------- admission
 
     def _admit(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for at, (_, generation) in enumerate(waiting):
+        admitted = 0
+        for _, generation in self._waiting:
             if len(self.running) >= self._config.max_running or not self._has_room():
-                self._waiting = waiting[at:]
-                return
+                break
             self._advance(generation)
+            admitted += 1
+        if admitted:
+            self._waiting = self._waiting[admitted:]
 
     def _advance(self, generation: Generation) -> None:
         """Start a generation, or queue what it still lacks."""
@@ -215,7 +220,10 @@ class Scheduler:
 
     def _has_room(self) -> bool:
         """Keep a page in hand for every sixteenth of the running batch, so that admission does not cause preemption."""
-        return not self.running or self._cache.available_pages > 1 + len(self.running) // self._config.page_size
+        if not self.running:
+            return True
+        short = 2 + len(self.running) // _RUNNING_PER_SPARE_PAGE - self._cache.available_pages
+        return short <= 0 or self._drop_idle(short, spare_waiting=True)
 
     def _requeue(self, generations: Iterable[Generation]) -> None:
         for generation in generations:
@@ -226,9 +234,11 @@ class Scheduler:
 
     def _reserve_decodes(self, copies: list[TailCopy]) -> list[Generation]:
         """One slot for every running node; those that no page can be found for are preempted or failed."""
-        for generation in sorted(self.running, key=Generation.rank) if self._tight() else list(self.running):
-            if generation not in self.running:  # preempted for one before it
-                continue
+        order = sorted(self.running, key=Generation.rank) if self._tight() else list(self.running)
+        before = self.version
+        for generation in order:
+            if self.version != before and generation not in self.running:
+                continue  # it was preempted for one of a higher rank
             try:
                 copy = self._reserve(generation.node, 1, generation.rank())
             except OutOfPages as error:
@@ -286,10 +296,10 @@ class Scheduler:
                 if not (self._drop_idle(error.need - error.free) or self._preempt_below(rank)):
                     raise
 
-    def _drop_idle(self, pages: int) -> bool:
+    def _drop_idle(self, pages: int, *, spare_waiting: bool = False) -> bool:
         """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free."""
         before = self._cache.available_pages
-        needed = self._read_by_others()
+        needed = self._read_by_others(waiting=spare_waiting)
         for node in sorted(self._idle, key=self._idle.__getitem__):
             if self._cache.available_pages - before >= pages:
                 break
@@ -307,10 +317,15 @@ class Scheduler:
                 return True
         return False
 
-    def _read_by_others(self) -> set[Node]:
-        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell."""
+    def _read_by_others(self, *, waiting: bool = False) -> set[Node]:
+        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell.
+
+        With `waiting`, also those that the queue will read.
+        """
         needed = {retip.node for retip in self._retips.values()}
         readers = [generation.node for generation in self.running] + list(self._computing) + list(needed)
+        if waiting:
+            readers += [generation.node for _, generation in self._waiting]
         for reader in readers:
             above = reader.parent
             while above is not None and above not in needed:

@@ -234,6 +234,17 @@ def test_idle_leaves_give_way_and_come_back(make_engine: Callable[..., Engine], 
     assert engine.stats().pages_held == 0
 
 
+def test_idle_leaves_do_not_keep_others_from_running_together(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(kv_tokens=640, page_size=16)
+    root = engine.prefill(prompt_of(17))
+    for idle in root.fork(13):
+        engine.decode(idle, max_tokens=40)
+    assert engine.stats().pages_free < 8
+    before = engine.stats().steps
+    engine.decode(root.fork(8), max_tokens=14)
+    assert engine.stats().steps - before < 20
+
+
 def test_a_generation_that_can_never_fit_fails_alone(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(kv_tokens=128, prefix_cache=False)
     with pytest.raises(ContextOverflow) as overflow:
