@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from dendrite.attention.base import ForwardBatch
-from dendrite.engine.scheduler import Chunk, Plan, Retip
+from dendrite.engine.plan import Plan, Retip
 from dendrite.kv.cache import KvCache
 
 _MIN_SHARED_PAGES = 4
@@ -103,23 +103,3 @@ def shared_runs(table: Table, lengths: Sequence[int], page_size: int) -> list[tu
 
 def _last_token(retip: Retip) -> int:
     return retip.node.tokens[retip.length - 1 - retip.node.base]
-
-
-def last_rows(plan: Plan) -> list[int]:
-    """Row of the last token of each sequence of the batch, in order: decodes, retips, chunks."""
-    singles = len(plan.decodes) + len(plan.retips)
-    rows, end = list(range(singles)), singles
-    for chunk in plan.chunks:
-        end += chunk.count
-        rows.append(end - 1)
-    return rows
-
-
-def chunk_rows(plan: Plan, chunk: Chunk) -> range:
-    """Rows of the batch that hold a chunk's tokens."""
-    start = len(plan.decodes) + len(plan.retips)
-    for other in plan.chunks:
-        if other is chunk:
-            return range(start, start + chunk.count)
-        start += other.count
-    raise ValueError("the chunk is not part of the plan")

@@ -12,9 +12,10 @@ import torch
 from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig, SamplingParams, checked
 from dendrite.engine.generation import Compute, Generation, TokenCounts
+from dendrite.engine.paths import check_context
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import logprobs_of
-from dendrite.engine.scheduler import Scheduler, check_context
+from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import EngineStats
 from dendrite.engine.stepper import Stepper, StepResult, TokenEvent
 from dendrite.engine.stopping import StopText

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dendrite.config import SamplingParams
+from dendrite.engine.paths import generated_on_path
 from dendrite.engine.sampler import has_penalty
 from dendrite.engine.stopping import StopText
 from dendrite.errors import DendriteError
@@ -91,16 +92,3 @@ class TokenCounts:
         """Note one more generated token."""
         self.seen[token] = True
         self.generated[token] += 1
-
-
-def generated_on_path(node: Node) -> list[int]:
-    """The sampled (not given) tokens on the path of `node`, latest segment first."""
-    found: list[int] = []
-    end, at = node.length, node
-    while True:
-        own = at.tokens[: end - at.base]
-        given = len(at.tokens) - len(at.logprobs)
-        found.extend(own[given:])
-        if at.parent is None:
-            return found
-        end, at = min(end, at.base), at.parent

@@ -14,58 +14,17 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from dendrite.config import EngineConfig
 from dendrite.engine.generation import Compute, Generation
-from dendrite.errors import Cancelled, ContextOverflow, DendriteError, OutOfPages
+from dendrite.engine.paths import find_tip, token_owner
+from dendrite.engine.plan import Chunk, Plan, Retip
+from dendrite.errors import Cancelled, DendriteError, OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.pages import TailCopy
 
-
 _RUNNING_PER_SPARE_PAGE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """`count` tokens of `job.node` to compute, from its own token `start` on."""
-
-    job: Compute
-    start: int
-    count: int
-
-    @property
-    def last(self) -> bool:
-        """Whether the job is complete after this chunk."""
-        return self.start + self.count == len(self.job.node.tokens)
-
-
-@dataclass(slots=True, eq=False)
-class Retip:
-    """A token whose KV is written but whose hidden state is gone; it is run once more for all that wait for it."""
-
-    node: Node
-    length: int
-    waiting: list[Generation] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step's work, with its pages reserved.
-
-    `copies` must be carried out before the step's keys and values are written.
-    """
-
-    decodes: list[Generation]
-    chunks: list[Chunk]
-    retips: list[Retip]
-    copies: list[TailCopy]
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to run."""
-        return not (self.decodes or self.chunks or self.retips)
 
 
 class Scheduler:
@@ -398,37 +357,6 @@ class Scheduler:
             self._busy.discard(generation.node)
             if generation.node.computed and not generation.node.released:
                 self._idle[generation.node] = generation.priority
-
-
-def find_tip(node: Node) -> int:
-    """Slot of the hidden state at the end of `node`, its own or that of the ancestor it was forked from; -1 if none."""
-    length = node.length
-    at: Node | None = node
-    while at is not None and at.length == length:
-        if at.tip >= 0:
-            return at.tip
-        if at.tokens:
-            return -1
-        at = at.parent
-    return -1
-
-
-def token_owner(node: Node) -> Node:
-    """The node whose own segment holds the last token of the path of `node`."""
-    length, at = node.length, node
-    while at.base >= length and at.parent is not None:
-        at = at.parent
-    return at
-
-
-def check_context(node: Node, longest: int) -> None:
-    """Refuse a node that leaves no room for one more token.
-
-    Raises:
-        ContextOverflow: the path and one more token exceed `longest`.
-    """
-    if node.length + 1 > longest:
-        raise ContextOverflow(node.length + 1, longest)
 
 
 def _gone(node: Node) -> bool:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from dendrite.config import EngineConfig
-from dendrite.engine.batch import BatchBuilder, chunk_rows, last_rows
+from dendrite.engine.batch import BatchBuilder
 from dendrite.engine.generation import Compute, FinishReason, Generation
+from dendrite.engine.plan import Chunk, Plan, chunk_rows, last_rows
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, penalise, sample, uniform
-from dendrite.engine.scheduler import Chunk, Plan, Scheduler
+from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import Counters
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node

@@ -1,0 +1,50 @@
+"""Questions about the path from a node up to its root."""
+
+from __future__ import annotations
+
+from dendrite.errors import ContextOverflow
+from dendrite.kv.node import Node
+
+
+def find_tip(node: Node) -> int:
+    """Slot of the hidden state at the end of `node`, its own or that of the ancestor it was forked from; -1 if none."""
+    length = node.length
+    at: Node | None = node
+    while at is not None and at.length == length:
+        if at.tip >= 0:
+            return at.tip
+        if at.tokens:
+            return -1
+        at = at.parent
+    return -1
+
+
+def token_owner(node: Node) -> Node:
+    """The node whose own segment holds the last token of the path of `node`."""
+    length, at = node.length, node
+    while at.base >= length and at.parent is not None:
+        at = at.parent
+    return at
+
+
+def check_context(node: Node, longest: int) -> None:
+    """Refuse a node that leaves no room for one more token.
+
+    Raises:
+        ContextOverflow: the path and one more token exceed `longest`.
+    """
+    if node.length + 1 > longest:
+        raise ContextOverflow(node.length + 1, longest)
+
+
+def generated_on_path(node: Node) -> list[int]:
+    """The sampled (not given) tokens on the path of `node`, latest segment first."""
+    found: list[int] = []
+    end, at = node.length, node
+    while True:
+        own = at.tokens[: end - at.base]
+        given = len(at.tokens) - len(at.logprobs)
+        found.extend(own[given:])
+        if at.parent is None:
+            return found
+        end, at = min(end, at.base), at.parent
