@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from dendrite.errors import DendriteError, InvalidArgument
-from dendrite.search.backend import BackendStats
+from dendrite.search.backend import Backend, BackendStats
 from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
+from dendrite.search.run import DEFAULT_BUDGET, run_search_async
 from dendrite.search.task import Task
+
+if TYPE_CHECKING:
+    from dendrite.engine.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,36 @@ class Solver(Protocol):
         ...
 
 
+class LocalSolver:
+    """Solves jobs on one engine of this process; the searches share its running batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        from dendrite.engine.async_engine import AsyncEngine  # loads torch, which a solver on a cluster does without
+
+        self._backend: Backend = AsyncEngine(engine)
+
+    def solve_many(
+        self,
+        tasks: Iterable[Task],
+        algorithm: str = "mcts",
+        budget: Budget = DEFAULT_BUDGET,
+        seed: int = 0,
+        *,
+        concurrency: int = 8,
+        **options: Any,
+    ) -> AsyncGenerator[Outcome, None]:
+        """See `Solver.solve_many`."""
+
+        async def solve(task: Task) -> SearchResult:
+            return await run_search_async(task, self._backend, algorithm, budget, seed, **options)
+
+        return as_solved(tasks, solve, concurrency)
+
+    async def stats(self) -> BackendStats:
+        """Totals of the engine."""
+        return await self._backend.stats()
+
+
 Solve: TypeAlias = Callable[[Task], Awaitable[SearchResult]]
 
 
@@ -92,3 +129,31 @@ async def _outcome(index: int, task: Task, solve: Solve) -> Outcome:
         return Outcome(index, task, await solve(task))
     except DendriteError as error:
         return Outcome(index, task, None, error)
+
+
+class OutcomeFile:
+    """Outcomes as JSONL, one line each, written whole: however the process ends, the file holds complete lines."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file, or empty it, and make its folder.
+
+        Raises:
+            InvalidArgument: it cannot be written there.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise InvalidArgument("out", str(path), f"cannot be written: {error.strerror}") from None
+
+    def write(self, outcome: Outcome) -> None:
+        """Append one line by one write to the operating system."""
+        self._file.write(json.dumps(outcome.to_dict()).encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

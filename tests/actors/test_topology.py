@@ -63,10 +63,12 @@ def test_a_lost_worker_takes_its_trees_along() -> None:
 def test_held_nodes_keep_exactly_their_ancestors(data: st.DataObject) -> None:
     topology = Topology()
     paths: dict[int, tuple[int, ...]] = {0: (0,)}
-    parents, held = {0: -1}, {0}
+    parents: dict[int, int] = {0: -1}
+    held: set[int] = {0}
     topology.add(0, Added(5, 0, None, 0, (0,)))
     for node in range(1, data.draw(st.integers(1, 12))):
-        if held and data.draw(st.booleans()):
+        release: bool = data.draw(st.booleans())
+        if release:
             victim = data.draw(st.sampled_from(sorted(held)))
             topology.release(5, victim)
             held.remove(victim)
