@@ -114,6 +114,8 @@ def _wait(replies: list[Any], callee: str, timeout_s: float) -> list[Any]:
 def _share(plan: ClusterPlan) -> WorkerShare:
     machines = [node["Resources"] for node in _nodes() if node["Alive"]]
     largest = max((machine.get("CPU", 0.0) for machine in machines), default=0.0)
+    whole = {name: sum(machine.get(name, 0.0) for machine in machines) for name in ("CPU", "GPU")}
+    share(plan.workers, plan.config.device, whole, largest, plan.cpus_per_worker)  # no use in waiting for more
     patience = time.monotonic() + _FREE_WITHIN_S
     while True:
         try:

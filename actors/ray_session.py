@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 
 import ray
+from ray._private.services import get_ray_address_from_environment
 
 from dendrite.errors import ClusterError
 
 _LOCAL_OBJECT_STORE = 200 * 2**20  # bytes; messages are small, and KV never passes through the store
+_ANSWERS_WITHIN_S = 5.0
 
 
 class RaySession:
@@ -19,29 +23,29 @@ class RaySession:
         """Connect.
 
         Args:
-            address: "local" starts a new Ray on this machine; any other is that of a running one, "auto" finds it.
-                None takes the connection this process has, else the cluster that RAY_ADDRESS names, else the one
-                that `ray start` began on this machine, else starts one.
+            address: "local" starts a new Ray on this machine; any other is "host:port" of a running one, or "auto" to
+                find it. None takes the connection this process has, else the cluster that RAY_ADDRESS names, else
+                the one that `ray start` began on this machine, else starts one.
 
         Raises:
             ClusterError: there is no Ray at the address.
         """
-        self._environment: dict[str, str | None] = {}
         self._connected = False
+        self._environment = contextlib.ExitStack()
         if address is None and ray.is_initialized():
             return
+        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         try:
-            if address == "local":
-                self._start("local")
-            elif address is None:
-                self._start_or_attach()
+            found = _running_ray(address)
+            if found is None:
+                self._start()
             else:
-                self._attach(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            self.close()
-            raise ClusterError(f"cannot connect to Ray at {address or 'this machine'}: {error}") from error
+                ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            self._environment.close()
+            raise ClusterError(f"cannot connect to Ray at {where}: {error}") from error
         except BaseException:
-            self.close()
+            self._environment.close()
             raise
         self._connected = True
 
@@ -50,41 +54,44 @@ class RaySession:
         if self._connected:
             self._connected = False
             ray.shutdown()
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._environment.clear()
+        self._environment.close()
 
-    def _start_or_attach(self) -> None:
-        try:
-            self._start(None)  # refused where there is a cluster to attach to, for such a one has its own settings
-        except ValueError:
-            self.close()
-            try:
-                self._attach(None)
-            except ConnectionError:
-                if os.environ.get("RAY_ADDRESS"):
-                    raise
-                self._start("local")  # `ray start` was once here, and left only its address
-
-    def _start(self, address: str | None) -> None:
+    def _start(self) -> None:
         # A Ray for this process alone needs no password, so that none is written to the home folder.
-        self._set("RAY_AUTH_MODE", "disabled")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "disabled"
+            self._environment.callback(os.environ.pop, "RAY_AUTH_MODE", None)
         ray.init(
-            address,
+            "local",
             include_dashboard=False,
             object_store_memory=_LOCAL_OBJECT_STORE,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
 
-    def _attach(self, address: str | None) -> None:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
 
-    def _set(self, name: str, value: str) -> None:
-        """Set an environment variable that has no value, until the session is closed."""
-        if name not in os.environ:
-            self._environment[name] = None
-            os.environ[name] = value
+def _running_ray(address: str | None) -> str | None:
+    """The address of the Ray to attach to; None to start one.
+
+    Ray itself waits for minutes at an address where nothing listens, so that is tried here first.
+
+    Raises:
+        OSError: nothing answers at the address.
+    """
+    if address == "local":
+        return None
+    found = address
+    if address in (None, "auto"):
+        found = get_ray_address_from_environment(address, None)  # type: ignore[arg-type]  # it takes None
+    if found is None or found == "local":
+        return None
+    if "://" in found:
+        raise ValueError("Ray client addresses are not supported; give host:port of the cluster's head")
+    host, _, port = found.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN_S):
+            return found
+    except OSError:
+        if address is None and not os.environ.get("RAY_ADDRESS"):
+            return None  # `ray start` was once here, and has left its address behind
+        raise

@@ -11,7 +11,7 @@ import ray
 
 import actors
 from actors import Cluster
-from tests.actors.tiny_model import write_tiny_model
+from tests.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="session")
