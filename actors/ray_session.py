@@ -11,6 +11,7 @@ import ray
 from ray._private.services import get_ray_address_from_environment
 
 from dendrite.errors import ClusterError
+from dendrite.interrupts import interrupts_held
 
 _LOCAL_OBJECT_STORE = 200 * 2**20  # bytes; messages are small, and KV never passes through the store
 _ANSWERS_WITHIN_S = 5.0
@@ -37,17 +38,18 @@ class RaySession:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         try:
             found = _running_ray(address)
-            if found is None:
-                self._start()
-            else:
-                ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+            with interrupts_held():  # a Ray that has started by half would not be ended
+                if found is None:
+                    self._start()
+                else:
+                    ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
+                self._connected = True
         except (OSError, RuntimeError, ValueError) as error:
-            self._environment.close()
+            self.close()
             raise ClusterError(f"cannot connect to Ray at {where}: {error}") from error
         except BaseException:
-            self._environment.close()
+            self.close()
             raise
-        self._connected = True
 
     def close(self) -> None:
         """End the connection, and with it a Ray that was started for it. Idempotent."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +13,6 @@ from datetime import datetime
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -24,6 +21,7 @@ from typer.core import TyperGroup
 
 import dendrite
 from dendrite.errors import ClusterError, DendriteError, InvalidArgument
+from dendrite.interrupts import interrupts_held
 from dendrite.jobs import LocalSolver, OutcomeFile, Solver
 from dendrite.progress import LiveReporter, PlainReporter, Reporter, SilentReporter, Summary, Tally
 from dendrite.search.budget import Budget
@@ -181,16 +179,12 @@ def _solver(model: str, workers: int, local: bool) -> Iterator[Solver]:
         with Engine.from_pretrained(model) as engine:
             yield LocalSolver(engine)
         return
-    connect = _cluster_connect()
-    cluster = None
+    cluster = _cluster_connect()(model=model, workers=workers)
     try:
-        with _interrupts_held():  # half a cluster could not be taken down again
-            cluster = connect(model=model, workers=workers)
         yield cluster
     finally:
-        with _interrupts_held():
-            if cluster is not None:
-                cluster.close()
+        with interrupts_held():  # an impatient second Ctrl-C leaves no process behind either
+            cluster.close()
 
 
 def _cluster_connect() -> Any:
@@ -201,27 +195,6 @@ def _cluster_connect() -> Any:
             "no cluster package is installed: run `pip install -e .` in the checkout, or solve here with --local"
         )
     return found[0].load()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has ended, then let it take effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = False
-
-    def hold(signal_number: int, frame: FrameType | None) -> None:
-        nonlocal held
-        held = True
-
-    before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
 
 
 async def _run(job: Job, solver: Solver, file: OutcomeFile, reporter: Reporter) -> Summary:
