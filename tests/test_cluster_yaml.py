@@ -1,0 +1,52 @@
+"""The example cluster is one that this Ray's `ray up` accepts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import ValidationError  # type: ignore[import-untyped]
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+PATH = Path(__file__).parents[1] / "cluster.yaml"
+
+
+def load() -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(PATH.read_text())
+    return config
+
+
+def prepared(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as `ray up` completes and checks it."""
+    full: dict[str, Any] = prepare_config(copy.deepcopy(config))
+    validate_config(full)
+    return full
+
+
+def test_ray_accepts_it() -> None:
+    full = prepared(load())
+    assert full["head_node_type"] in full["available_node_types"]
+
+
+def test_a_misspelt_field_would_be_found() -> None:
+    config = load()
+    config["max_wrokers"] = 3
+    with pytest.raises(ValidationError, match="max_wrokers"):
+        prepared(config)
+
+
+def test_gpu_machines_come_and_go_within_limits() -> None:
+    config = load()
+    gpu = [kind for kind in config["available_node_types"].values() if kind["resources"].get("GPU")]
+    assert len(gpu) == 1
+    assert 0 <= gpu[0]["min_workers"] <= gpu[0]["max_workers"] <= config["max_workers"]
+
+
+def test_every_machine_installs_this_checkout() -> None:
+    config = load()
+    [(mount, source)] = config["file_mounts"].items()
+    assert (PATH.parent / source).resolve() == PATH.parent
+    assert any(f"pip install -e {mount}" in command for command in config["setup_commands"])
