@@ -262,7 +262,7 @@ class Scheduler:
         for node in sorted(self._idle, key=self._idle.__getitem__):
             if self._cache.available_pages - before >= pages:
                 break
-            if node not in needed and self._cache.droppable(node):
+            if node not in needed and not _gone(node) and self._cache.droppable(node):
                 self._drop(node)
         return self._cache.available_pages > before
 
@@ -360,4 +360,5 @@ class Scheduler:
 
 
 def _gone(node: Node) -> bool:
+    """Whether nobody can ask for the node any more; the prefix cache may still keep its KV."""
     return node.released and node.child_count == 0

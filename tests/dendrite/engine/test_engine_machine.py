@@ -140,5 +140,5 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.check()
 
 
-EngineMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
