@@ -21,9 +21,9 @@ class ForwardBatch:
         query_start [B + 1] list of int (host)
         context     [B] list of int (host)   context length, this step's tokens included
         page_table  [B, P] int64   pages of each sequence in order, rows padded with page 0
-        shared_pages list of (first sequence, end sequence, pages): runs of single-query sequences, adjacent in the batch,
-                    whose page tables start with the same `pages` full pages. Disjoint and in order; a hint that an
-                    implementation may use to read those pages once, never needed for the right answer.
+        shared_pages list of (first sequence, end sequence, pages): runs of single-query sequences, adjacent in the
+                    batch, whose page tables start with the same `pages` full pages. Disjoint and in order; a hint
+                    that an implementation may use to read those pages once, never needed for the right answer.
 
     Page 0 of the storage is scratch: no node owns it, and a slot below `page_size` is a write nobody reads.
     """
