@@ -105,7 +105,8 @@ class KvCache:
             NodeReleased: the node's pages have been returned.
         """
         self._must_exist(node)
-        if self.prefix_cache and node.computed > 0:
+        covered = (node.base // self.page_size + len(node.pages)) * self.page_size
+        if self.prefix_cache and 0 < node.computed <= covered - node.base:
             self.index.insert(node.path_tokens[: node.base + node.computed], node)
 
     # A step: reserve, run, commit
@@ -151,6 +152,8 @@ class KvCache:
         if n < 0 or (n > 0 and node.base + node.computed + n > end):
             raise InvalidArgument("n", n, "between 0 and the number of reserved slots")
         node.computed += n
+        if node._state is NodeState.HELD:
+            self._trim(node)
 
     def page_table(self, node: Node) -> NDArray[np.int64]:
         """Pages of positions 0 .. base + computed + reserved - 1, in order: [pages] int64.
@@ -182,7 +185,7 @@ class KvCache:
                 if ancestor.base + ancestor.computed < base:
                     pending.append(ancestor)
                 base = ancestor.base
-            if ancestor.computed > 0:
+            if ancestor.pages:  # all above it was there when it wrote; what it took over or copied, it has
                 break
             ancestor = ancestor.parent
         pending.reverse()
@@ -219,7 +222,8 @@ class KvCache:
     def drop(self, node: Node) -> None:
         """Free the pages of a node to make room; `computed` is 0 then, and its tokens stay to compute it again.
 
-        Descendants that have not run yet become pending on it.
+        Descendants that have not run yet become pending on it. Where the node had taken a tail page over, the released
+        ancestor whose tokens lay in it becomes pending too.
 
         Raises:
             InvalidArgument: a descendant's KV continues the node's (`droppable`); nothing was changed.
@@ -232,13 +236,9 @@ class KvCache:
         self._tables.forget(node)
         pages = node.pages
         node.pages, node.computed = [], 0
-        if pages and node.base % self.page_size:
-            heir = tail.heir(node, self.page_size)
-            if heir is not None:  # the page holds the only copy of an ancestor's last tokens
-                heir.pages.append(pages[0])
-                self._tables.forget(heir)
-                pages = pages[1:]
         self.pool.free(pages)
+        if pages:
+            self._lose_tail(node)
         self._notify(node)
 
     def evict(self, n_pages: int) -> int:
@@ -312,6 +312,16 @@ class KvCache:
         self._give(node, self.pool.alloc(need))
         self.cow_copies += 1
         return TailCopy(source, node.pages[0], node.base % self.page_size)
+
+    def _lose_tail(self, node: Node) -> None:
+        """Count tokens as not computed whose only slots were in the first page that `node` has just given up."""
+        start = node.base // self.page_size * self.page_size
+        while node.base > start:
+            writer = tail.orphaned_writer(node, self.page_size)
+            if writer is None:
+                return
+            writer.computed = max(0, start - writer.base)
+            node = writer
 
     def _cached_prefix(self, tokens: Sequence[int]) -> tuple[Node | None, int]:
         """The node that holds the longest known prefix of `tokens`, and the prefix's length."""

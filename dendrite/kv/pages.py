@@ -57,11 +57,13 @@ class PagePool:
         """Give pages back.
 
         Raises:
-            InvariantViolation: one of them is not taken (freed twice, scratch, or out of range).
+            InvariantViolation: one of them is not taken (freed twice, scratch, or out of range); none was given back.
         """
         taken = self._taken
-        for page in pages:
+        for at, page in enumerate(pages):
             if not (SCRATCH_PAGE < page < self.num_pages and taken[page]):
+                for undone in pages[:at]:
+                    taken[undone] = 1
                 raise InvariantViolation(f"page {page} was freed but is not taken")
             taken[page] = 0
         self._free.extend(pages)
@@ -86,5 +88,5 @@ class PagePool:
         if owned | free != pages:
             lost, foreign = sorted(pages - owned - free), sorted((owned | free) - pages)
             raise InvariantViolation(f"pages {lost[:8]} are taken but owned by nobody; unknown {foreign[:8]}")
-        if any(self._taken[page] for page in free):
-            raise InvariantViolation("a page is both free and taken")
+        if {page for page in pages if self._taken[page]} != owned:
+            raise InvariantViolation("the marks of taken pages differ from the pages owned")

@@ -19,8 +19,8 @@ def owner(node: Node, page_size: int) -> Node:
     return holder
 
 
-def heir(node: Node, page_size: int) -> Node | None:
-    """The ancestor that needs `node`'s first page because no other page on the path holds its last tokens."""
+def orphaned_writer(node: Node, page_size: int) -> Node | None:
+    """The ancestor that wrote position `base - 1`, if no page above `node` holds it any more; else None."""
     writer, holder = _find(node, page_size)
     return writer if holder is None else None
 

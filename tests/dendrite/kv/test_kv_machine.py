@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from dendrite.errors import NodeReleased, OutOfPages
 from dendrite.kv import Node, NodeState
@@ -16,6 +23,7 @@ from tests.dendrite.kv.simulated import SimulatedEngine
 SHARED_PROMPTS = [[1] * 70, [1] * 20 + [2] * 50, [1] * 8 + [3] * 62, [4] * 70]
 LENGTHS = st.sampled_from([1, 7, 8, 9, 15, 16, 17, 20, 27, 31, 32, 33, 47, 48, 49, 60, 70])
 NUMBER = st.integers(0, 12)
+BACK = st.sampled_from([0, 0, 0, 1, 5, 9, 17])
 COUNTS = st.sampled_from([1, 1, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33])
 
 
@@ -65,9 +73,11 @@ class KvTreeMachine(RuleBasedStateMachine):
 
     # Rules
 
-    @rule(source=st.integers(0, 3), length=LENGTHS, extra=st.integers(0, 5), chunk=st.sampled_from([70, 70, 70, 9, 0]))
+    @rule(source=st.integers(0, 9), length=LENGTHS, extra=st.integers(0, 5), chunk=st.sampled_from([70, 70, 70, 9, 0]))
     def new_tree(self, source: int, length: int, extra: int, chunk: int) -> None:
-        prompt = SHARED_PROMPTS[source][:length] + [5] * extra
+        """The beginning of a known prompt or of a node's path, and perhaps something new."""
+        known = self.paths[self.pick(source)] if source < len(self.nodes) else SHARED_PROMPTS[source % 4]
+        prompt = known[:length] + [5] * extra or [5]
         root = self.engine.prompt(prompt, compute=False)
         common = [
             sum(1 for _ in _common(prompt, self.paths[node][: node.base + node.computed]))
@@ -107,18 +117,20 @@ class KvTreeMachine(RuleBasedStateMachine):
         self.decode_batch(list(dict.fromkeys(self.pick(number) for number in numbers)), n)
 
     @precondition(lambda self: self.nodes)
-    @rule(number=NUMBER, back=st.sampled_from([0, 0, 1, 5]), sizes=st.lists(COUNTS, min_size=1, max_size=4))
-    def expand(self, number: int, back: int, sizes: list[int]) -> None:
-        """Fork, decode each child a while, give the parent up: what a search does."""
+    @rule(number=NUMBER, children=st.lists(st.tuples(BACK, COUNTS), min_size=1, max_size=4), release=st.booleans())
+    def expand(self, number: int, children: list[tuple[int, int]], release: bool) -> None:
+        """Fork here and there, decode each child a while, give the parent up at some point: what a search does."""
         node = self.pick(number)
         if node in self.released:
             return
-        children = node.at(max(0, len(node.tokens) - back)).fork(len(sizes))
-        for child in children:
+        made: list[Node] = []
+        for back, _ in children:
+            (child,) = node.at(max(0, len(node.tokens) - back)).fork()
             self.add(child, self.paths[node][: child.base])
-        node.release()
-        self.released.add(node)
-        for child, size in zip(children, sizes, strict=True):
+            made.append(child)
+        if release:
+            self.release(number + len(made), subtree=False)
+        for child, (_, size) in zip(made, children, strict=True):
             self.decode_batch([child], size)
 
     def decode_batch(self, nodes: list[Node], n: int) -> None:
@@ -207,13 +219,15 @@ class KvTreeMachine(RuleBasedStateMachine):
         """Run it; where pages run out, it says so and has changed nothing."""
         before = self.books()
         available = self.cache.available_pages
+        refused: OutOfPages | None = None
         try:
             operation()
         except OutOfPages as error:
-            assert error.free == available < error.need
+            refused = error
+        if refused is not None:
+            assert refused.free == available < refused.need
             assert self.books() == before
-            return False
-        return True
+        return refused is None
 
     # Invariants
 

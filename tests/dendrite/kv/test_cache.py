@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dendrite.errors import InvalidArgument, NodeReleased, OutOfPages
+from dendrite.kv import KvCache, Node
+from tests.dendrite.kv.simulated import SimulatedEngine
+
+BOUNDARIES = [15, 16, 17, 31, 32, 33]
+
+
+def books(cache: KvCache, *nodes: Node) -> dict[str, Any]:
+    """What a failed operation must leave as it was."""
+    return {
+        "free": cache.pool.num_free,
+        "cached": cache.cached_pages,
+        "counters": (cache.forks, cache.cow_copies, cache.takeovers, cache.evicted_pages),
+        "nodes": [(node._state, node.computed, list(node.pages), list(node.tokens)) for node in nodes],
+    }
+
+
+@pytest.mark.parametrize("page_size", [8, 16, 32])
+@pytest.mark.parametrize("length", BOUNDARIES)
+def test_a_prompt_owns_as_many_pages_as_it_fills(page_size: int, length: int) -> None:
+    engine = SimulatedEngine(page_size=page_size)
+    root = engine.prompt(range(length))
+    assert len(root.pages) == -(-length // page_size)
+    assert engine.cache.held_pages == len(root.pages)
+    engine.verify([root])
+
+
+@pytest.mark.parametrize("page_size", [8, 16, 32])
+@pytest.mark.parametrize("parent", BOUNDARIES)
+@pytest.mark.parametrize("own", [1, *BOUNDARIES])
+def test_children_of_every_alignment_read_their_own_path(page_size: int, parent: int, own: int) -> None:
+    engine = SimulatedEngine(page_size=page_size)
+    root = engine.prompt(range(parent))
+    children = root.fork(3) + root.at(parent - 1).fork(2)
+    for at, child in enumerate(children):
+        engine.decode(child, range(1000 * at, 1000 * at + own))
+    engine.decode(root, [5])
+    engine.verify([root, *children])
+    first = parent // page_size
+    assert engine.cache.page_table(children[0])[:first].tolist() == root.pages[:first]
+
+
+def test_chunked_prefill_writes_the_same_as_one_chunk() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(50), compute=False)
+    for n in (1, 15, 16, 17, 1):
+        engine.compute(root, n)
+        engine.verify([root])
+    assert root.computed == 50
+    assert len(root.pages) == 4
+
+
+def test_reserve_takes_only_what_is_lacking() -> None:
+    cache = KvCache(20, 16)
+    root = cache.new_tree(range(40), tree_id=1, seed=0, detokenize=repr)
+    for n, pages in ((0, 0), (1, 1), (16, 1), (17, 2), (16, 2), (40, 3)):
+        assert cache.reserve(root, n) is None
+        assert len(root.pages) == pages
+
+
+def test_a_path_deep_as_a_chain_reads_as_one() -> None:
+    engine = SimulatedEngine(num_pages=300)
+    node = engine.prompt(range(5))
+    chain = [node]
+    for depth in range(100):
+        (node,) = node.at(max(0, len(node.tokens) - depth % 3)).fork()
+        engine.decode(node, range(depth, depth + 1 + depth % 5))
+        chain.append(node)
+    engine.verify(chain)
+    for member in chain[:-1]:
+        member.release()
+    engine.verify(chain)
+    assert not engine.cache.pending_ancestors(node)
+
+
+def test_shared_tokens_counts_what_ancestors_own() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40))
+    child = root.fork()[0]
+    assert (engine.cache.shared_tokens(root), engine.cache.shared_tokens(child)) == (0, 40)
+    engine.decode(child, [1])
+    assert engine.cache.shared_tokens(child) == 32  # the tail page is its own now
+
+
+# What fails changes nothing
+
+
+def test_running_out_of_pages_names_need_and_free_and_leaks_nothing() -> None:
+    engine = SimulatedEngine(num_pages=6)
+    root = engine.prompt(range(40))
+    child = root.fork()[0]
+    engine.decode(child, range(8))
+    before = books(engine.cache, root, child)
+    with pytest.raises(OutOfPages) as refused:
+        engine.step([(child, range(50, 83))])
+    assert (refused.value.need, refused.value.free) == (3, 1)
+    assert books(engine.cache, root, child) == before
+    engine.verify([root, child])
+    engine.step([(child, range(50, 66))])
+    engine.verify([root, child])
+
+
+def test_a_first_write_that_finds_no_page_changes_nothing() -> None:
+    engine = SimulatedEngine(num_pages=4)
+    root = engine.prompt(range(40))
+    child = root.fork()[0]
+    before = books(engine.cache, root, child)
+    with pytest.raises(OutOfPages):
+        engine.cache.reserve(child, 1)
+    assert books(engine.cache, root, child) == before
+
+
+def test_a_takeover_that_finds_no_further_page_changes_nothing() -> None:
+    engine = SimulatedEngine(num_pages=4, prefix_cache=False)
+    root = engine.prompt(range(40))
+    child = root.fork()[0]
+    root.release()
+    before = books(engine.cache, root, child)
+    with pytest.raises(OutOfPages) as refused:
+        engine.cache.reserve(child, 9)
+    assert (refused.value.need, refused.value.free) == (1, 0)
+    assert books(engine.cache, root, child) == before
+    engine.step([(child, range(8))])
+    engine.verify([child])
+
+
+def test_reserve_refuses_what_makes_no_sense() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(4))
+    with pytest.raises(InvalidArgument, match="n=-1"):
+        engine.cache.reserve(root, -1)
+    for n in (-1, 13):
+        with pytest.raises(InvalidArgument, match="n="):
+            engine.cache.commit(root, n)
+    assert root.computed == 4
+
+
+def test_freed_nodes_are_refused() -> None:
+    engine = SimulatedEngine(prefix_cache=False)
+    root = engine.prompt(range(4))
+    root.release()
+    cache = engine.cache
+    for refused in (
+        lambda: cache.reserve(root, 1),
+        lambda: cache.commit(root, 0),
+        lambda: cache.page_table(root),
+        lambda: cache.seal(root),
+        lambda: cache.drop(root),
+    ):
+        with pytest.raises(NodeReleased):
+            refused()
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(InvalidArgument, match="page_size=12"):
+        KvCache(10, 12)
+    with pytest.raises(InvalidArgument, match="num_pages=1"):
+        KvCache(1)
+    with pytest.raises(InvalidArgument, match="tokens="):
+        KvCache(10).new_tree([], tree_id=1, seed=0, detokenize=repr)
+
+
+# Pending ancestors
+
+
+def test_a_fork_of_a_prompt_being_computed_is_pending_until_its_point_is_reached() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40), compute=False)
+    end, early = root.fork()[0], root.at(10).fork()[0]
+    nested = end.fork()[0]
+    assert engine.cache.pending_ancestors(nested) == [root]
+    with pytest.raises(InvalidArgument, match="ancestors are computed"):
+        engine.cache.reserve(end, 1)
+    engine.compute(root, 20)
+    assert engine.cache.pending_ancestors(early) == []
+    assert engine.cache.pending_ancestors(end) == [root]
+    engine.compute(root)
+    assert engine.cache.pending_ancestors(nested) == []
+
+
+def test_pending_ancestors_come_topmost_first() -> None:
+    engine = SimulatedEngine(prefix_cache=False)
+    root = engine.prompt(range(20))
+    child = root.fork()[0]
+    engine.decode(child, range(20))
+    grandchild = child.fork()[0].fork()[0]
+    child.release()
+    root.release()
+    for node in (child, root):
+        engine.cache.drop(node)
+    assert engine.cache.pool.num_used == 0
+    assert engine.cache.pending_ancestors(grandchild) == [root, child]
+    for node in (root, child):
+        engine.compute(node)
+    engine.decode(grandchild, [3])
+    engine.verify([grandchild])
+
+
+def test_a_released_prompt_is_computed_for_the_forks_that_wait_for_it() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40), compute=False)
+    child = root.at(20).fork()[0]
+    root.release()
+    engine.compute(root)
+    engine.verify([child])
+    assert len(root.pages) == 2  # the rest was of no use to anybody
+
+
+# Dropping
+
+
+def test_drop_frees_pages_and_keeps_tokens() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40))
+    child = root.fork()[0]
+    engine.decode(child, range(30))
+    used = engine.cache.pool.num_used
+    engine.cache.drop(child)
+    assert (child.computed, len(child.tokens), child.pages) == (0, 30, [])
+    assert engine.cache.pool.num_used == used - 3
+    assert engine.freed == [child]
+    engine.compute(child)
+    engine.verify([root, child])
+
+
+def test_a_node_whose_kv_is_continued_cannot_be_dropped() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40))
+    idle = root.fork()[0]
+    grandchild = idle.fork()[0]
+    assert engine.cache.droppable(root)
+    engine.decode(grandchild, [1])
+    before = books(engine.cache, root, idle, grandchild)
+    assert not engine.cache.droppable(root)
+    with pytest.raises(InvalidArgument, match="no descendant continues"):
+        engine.cache.drop(root)
+    assert books(engine.cache, root, idle, grandchild) == before
+    engine.cache.drop(grandchild)
+    engine.cache.drop(root)
+    assert engine.cache.pool.num_used == 0
+    assert engine.cache.pending_ancestors(grandchild) == [root]
+
+
+def test_a_child_that_reads_none_of_a_node_s_own_tokens_does_not_keep_it() -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(20))
+    child = root.fork()[0]
+    engine.decode(child, [1, 2])
+    beside = child.at(0).fork()[0]
+    engine.decode(beside, [3])
+    engine.cache.drop(child)
+    engine.verify([root, child, beside])
+
+
+# Giving pages back early
+
+
+def test_a_released_node_frees_what_it_holds_past_its_last_fork() -> None:
+    engine = SimulatedEngine(prefix_cache=False)
+    root = engine.prompt(range(100))
+    near, far = root.at(20).fork()[0], root.at(60).fork()[0]
+    root.release()
+    assert len(root.pages) == 4
+    engine.verify([near, far])
+    far.release()
+    assert len(root.pages) == 2
+    engine.verify([near])
