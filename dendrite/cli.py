@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -174,6 +175,8 @@ def _reporter(console: Console, problem_count: int, as_json: bool) -> Reporter:
 @contextmanager
 def _solver(model: str, workers: int, local: bool) -> Iterator[Solver]:
     if local:
+        # Torch's threads would else spin at every barrier, and on busy cores slow one another down several times.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from dendrite.engine.engine import Engine
 
         with Engine.from_pretrained(model) as engine:
