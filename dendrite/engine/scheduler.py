@@ -111,7 +111,7 @@ class Scheduler:
             del self._computing[node]
             self._dropped.pop(node, None)
             chunk.job.done = True
-            self._idle[node] = 0.0
+            self._rest(node, 0.0)
             self._requeue(chunk.job.waiting)
         return again
 
@@ -125,7 +125,7 @@ class Scheduler:
         """Take generations that have ended out of the running batch."""
         for generation in generations:
             self._busy.discard(generation.node)
-            self._idle[generation.node] = generation.priority
+            self._rest(generation.node, generation.priority)
         self.running = [generation for generation in self.running if not generation.done]
         self.version += 1
 
@@ -174,6 +174,7 @@ class Scheduler:
             generation.finish_reason = "stop"
             self._ended.append(generation)
             return
+        self._idle.pop(generation.node, None)
         bisect.insort(self.running, generation, key=lambda other: (other.node.tree.id, other.order))
         self.version += 1
 
@@ -296,7 +297,7 @@ class Scheduler:
         self.running.remove(generation)
         self.version += 1
         self.preemptions += 1
-        if self._cache.droppable(generation.node):
+        if generation.node not in self._read_by_others() and self._cache.droppable(generation.node):
             self._drop(generation.node)
         self.add(generation)
 
@@ -334,6 +335,7 @@ class Scheduler:
         if isinstance(request, Compute):
             del self._computing[request.node]
             request.done = True
+            self._rest(request.node, 0.0)
             for generation in request.waiting:
                 self._fail(generation, error)
         else:
@@ -355,8 +357,12 @@ class Scheduler:
                     del self._retips[key]
         if not generation.probe:
             self._busy.discard(generation.node)
-            if generation.node.computed and not generation.node.released:
-                self._idle[generation.node] = generation.priority
+            self._rest(generation.node, generation.priority)
+
+    def _rest(self, node: Node, priority: float) -> None:
+        """Let the KV of a node be dropped when pages run out, unless something still works on it."""
+        if node.computed and node not in self._busy and node not in self._computing:
+            self._idle[node] = priority
 
 
 def _gone(node: Node) -> bool:

@@ -219,6 +219,28 @@ def test_preemption_loses_nothing(make_engine: Callable[..., Engine], recompute:
         assert_logprobs_match(kid, recompute)
 
 
+def test_roots_that_decode_and_forks_of_running_nodes_survive_pressure(make_engine: Callable[..., Engine]) -> None:
+    def run(kv_tokens: int) -> tuple[list[list[int]], int]:
+        engine = make_engine(kv_tokens=kv_tokens, page_size=8, max_batch_tokens=24, max_running=8)
+        roots = [engine.submit_prefill(prompt_of(20, seed), seed=seed)[0] for seed in range(4)]
+        for root in roots:
+            engine.submit(root, max_tokens=50, temperature=1.0)
+        for _ in range(15):
+            engine.step()
+        kids = [kid for root in roots for kid in root.at(len(root.tokens) // 2).fork(2)]
+        engine.submit(kids, max_tokens=20, temperature=1.0, seed=3)
+        while engine.has_work:
+            engine.step()
+        nodes = roots + kids
+        return [node.path_tokens for node in nodes], engine.stats().preemptions
+
+    roomy, _ = run(4096)
+    tight, preemptions = run(136)
+    assert sorted(map(len, tight[:4])) == [70] * 4
+    assert [path[:70] for path in tight[:4]] == [path[:70] for path in roomy[:4]]
+    assert preemptions > 0
+
+
 def test_idle_leaves_give_way_and_come_back(make_engine: Callable[..., Engine], recompute: Recompute) -> None:
     engine = make_engine(kv_tokens=320)
     root = engine.prefill(prompt_of(17))
