@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 import actors
 from actors import Cluster
 from actors.cluster_client import ClusterClient
 from actors.leases import Lease
 from dendrite.config import SamplingParams
-from dendrite.errors import Cancelled, LeaseExpired, UnknownNode
+from dendrite.errors import Cancelled, ClusterError, LeaseExpired, UnknownNode
+from dendrite.search.budget import Budget
+from dendrite.search.tasks.countdown import problems
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
 SHORT = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
@@ -94,3 +97,26 @@ async def test_closing_a_lease_releases_at_once(cluster: Cluster) -> None:
     await assert_nothing_held(cluster)
     with pytest.raises(UnknownNode):
         await client.expand(root, 1, SHORT)
+
+
+async def test_nodes_of_a_search_whose_driver_dies_are_reclaimed(cluster: Cluster) -> None:
+    outcomes = cluster.solve_many(problems(2, seed=1), budget=Budget(seconds=60), in_flight=2)
+    first = asyncio.ensure_future(anext(outcomes))
+    async with asyncio.timeout(30):
+        while not (await cluster.worker_stats())[0].live_nodes:
+            await asyncio.sleep(0.02)
+    ray.kill(cluster.actors.drivers[0])
+    assert isinstance((await first).error, ClusterError)
+    await outcomes.aclose()
+    await reclaimed(cluster)
+    await assert_nothing_held(cluster)
+
+
+async def test_a_dead_worker_is_told(cluster: Cluster) -> None:
+    root = await cluster.prefill(PROMPT)
+    ray.kill(cluster.actors.workers[0])
+    for call in (cluster.expand(root, 1, SHORT), cluster.prefill(PROMPT), cluster.health(), cluster.stats()):
+        with pytest.raises(ClusterError, match="worker 0 is not alive"):
+            await call
+    await cluster.actors.manager.close_lease.remote(root.tree >> 32)
+    assert (await cluster.actors.manager.stats.remote()).live_nodes == (0,)

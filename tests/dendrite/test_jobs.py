@@ -80,7 +80,7 @@ async def test_an_unexpected_error_ends_the_job() -> None:
 
     with pytest.raises(ZeroDivisionError):
         _ = [outcome async for outcome in as_solved(TASKS, solve, concurrency=3)]
-    assert ended == TASKS[1:3]
+    assert set(ended) == set(TASKS[1:3])
 
 
 async def test_there_is_room_for_one_problem_at_least() -> None:
