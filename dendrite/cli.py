@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -132,7 +132,9 @@ def solve(
 
     console = Console()
     try:
-        with OutcomeFile(path) as file, _solver(model, workers, local) as solver:
+        with OutcomeFile(path) as file, contextlib.ExitStack() as stack:
+            with _waiting(console, as_json):
+                solver = stack.enter_context(_solver(model, workers, local))
             summary = asyncio.run(_run(job, solver, file, _reporter(console, len(tasks), as_json)))
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the problems that had ended are in {path}", err=True)
@@ -142,6 +144,8 @@ def solve(
     else:
         console.print(summary.table(f"{task}, {algorithm}"))
         console.print(f"results: {path}", highlight=False, soft_wrap=True)
+    if summary.errors:
+        _fail(f"{summary.errors} of {summary.done} problems failed, the first with: {summary.first_error}", 1)
 
 
 def _tasks(kind: str, count: int, numbers: str | None, target: int | None, seed: int) -> Sequence[Task]:
@@ -170,6 +174,12 @@ def _reporter(console: Console, problem_count: int, as_json: bool) -> Reporter:
     if as_json:
         return SilentReporter(console, problem_count)
     return (LiveReporter if console.is_terminal else PlainReporter)(console, problem_count)
+
+
+def _waiting(console: Console, as_json: bool) -> AbstractContextManager[object]:
+    if as_json or not console.is_terminal:
+        return contextlib.nullcontext()
+    return console.status("starting, and loading the model")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ class Tally:
     done: int = 0
     solved: int = 0
     errors: int = 0
+    first_error: str = ""
     tokens: int = 0
     forks: int = 0
     kv_shared: float = 0.0
@@ -41,7 +42,9 @@ class Tally:
     def count(self, outcome: Outcome) -> None:
         """Count a problem that has ended."""
         self.done += 1
-        self.errors += outcome.error is not None
+        if outcome.error is not None:
+            self.errors += 1
+            self.first_error = self.first_error or str(outcome.error)
         self.solved += outcome.result is not None and outcome.result.solved
 
     def measure(self, stats: BackendStats) -> None:
@@ -56,6 +59,7 @@ class Tally:
             done=self.done,
             solved=self.solved,
             errors=self.errors,
+            first_error=self.first_error,
             tokens=self.tokens,
             tokens_per_problem=self.tokens / self.done if self.done else 0.0,
             tokens_per_second=self.tokens / seconds,
@@ -73,6 +77,7 @@ class Summary:
     done: int
     solved: int
     errors: int
+    first_error: str
     tokens: int
     tokens_per_problem: float
     tokens_per_second: float

@@ -179,6 +179,18 @@ def test_one_problem_and_a_summary_for_programs(model: str, tmp_path: Path, star
     assert summary["out"].startswith("runs/solve-")
 
 
+def test_failed_problems_are_told(model: str, tmp_path: Path, start: Callable[..., Command]) -> None:
+    (tmp_path / "mute").mkdir()
+    for name in ("config.json", "model.safetensors"):  # and no tokenizer
+        (tmp_path / "mute" / name).write_bytes((Path(model) / name).read_bytes())
+    code, _, err = start("solve", "--local", "--model", "mute", "--problems", "2", "--out", "o.jsonl").result()
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "2 of 2 problems failed" in err
+    assert "tokenizer" in err
+    assert all("error" in line for line in lines(tmp_path / "o.jsonl"))
+
+
 def test_the_main_job_starts_ray_and_leaves_nothing(model: str, tmp_path: Path, start: Callable[..., Command]) -> None:
     arguments = ["--task", "countdown", "--problems", "6", "--algorithm", "mcts", "--workers", "2"]
     code, out, err = start("solve", *arguments, "--model", model, "--budget-tokens", "300", "--out", "o.jsonl").result()

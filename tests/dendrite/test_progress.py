@@ -59,6 +59,7 @@ def test_the_summary_counts() -> None:
     tally.measure(STATS)
     summary = tally.summary()
     assert (summary.problems, summary.done, summary.solved, summary.errors) == (4, 2, 1, 1)
+    assert summary.first_error == "x"
     assert (summary.tokens, summary.tokens_per_problem, summary.forks) == (1_234, 617.0, 56)
     text = StringIO()
     Console(file=text, width=80).print(summary.table("title"))
