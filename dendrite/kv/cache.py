@@ -7,29 +7,29 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dendrite.errors import InvalidArgument, NodeReleased, OutOfPages
+from dendrite.errors import InvalidArgument, NodeReleased
 from dendrite.kv import tail
 from dendrite.kv.check import check_cache
-from dendrite.kv.eviction import LruQueue
+from dendrite.kv.lifetime import Lifetime
 from dendrite.kv.node import Node, NodeState
-from dendrite.kv.pages import PagePool, TailCopy
-from dendrite.kv.prefix import RadixIndex
-from dendrite.kv.table import PageTables
+from dendrite.kv.pages import TailCopy
 from dendrite.kv.tree import Tree
+
+_LIVE = NodeState.LIVE
 
 
 class KvCache:
     """Book-keeping of a pool of KV pages. Holds no tensors, and belongs to one thread.
 
     Attributes:
-        pool: the free list.
         page_size: tokens in a page.
-        roots: first nodes of all paths that exist; every node hangs below one of them.
-        cached_pages: pages that only released, cached segments own. They are had on demand.
+        prefix_cache: whether prompts are found again.
+        segments: every segment that exists, until its pages are returned.
+        pool: the free list.
+        index: the paths that a new prompt may continue.
         forks: children made by `fork`.
         cow_copies: tail pages copied because somebody else still read them.
         takeovers: tail pages taken over from a released owner without a copy.
-        evicted_pages: pages that cached segments have lost.
     """
 
     def __init__(
@@ -41,21 +41,28 @@ class KvCache:
     ) -> None:
         if page_size not in (8, 16, 32):
             raise InvalidArgument("page_size", page_size, "8, 16 or 32")
-        self.pool = PagePool(num_pages)
         self.page_size = page_size
         self.prefix_cache = prefix_cache
-        self.roots: dict[Node, None] = {}
-        self.index = RadixIndex()
-        self.lru = LruQueue()
-        self.cached_pages = 0
-        self.forks = self.cow_copies = self.takeovers = self.evicted_pages = 0
-        self._tables = PageTables(page_size)
-        self._on_free = on_free
+        self.segments = Lifetime(num_pages, page_size, on_free)
+        self.pool = self.segments.pool
+        self.index = self.segments.index
+        self.forks = self.cow_copies = self.takeovers = 0
+        self._tables = self.segments.tables
 
     @property
     def held_pages(self) -> int:
         """Pages that live nodes, or released ones below which something is live, own."""
         return self.pool.num_used - self.cached_pages
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages that only released, cached segments own. They are evicted on demand."""
+        return self.segments.cached_pages
+
+    @property
+    def evicted_pages(self) -> int:
+        """Pages that cached segments have lost to others, in all."""
+        return self.segments.evicted_pages
 
     @property
     def available_pages(self) -> int:
@@ -87,13 +94,7 @@ class KvCache:
         root = Node(tree, 0, parent, base)
         tree.next_id = 1
         root.tokens = list(tokens[base:])
-        if parent is None:
-            self.roots[root] = None
-        else:
-            self._pin(parent)
-            if parent._children is None:
-                parent._children = {}
-            parent._children[root] = None
+        self.segments.attach(root)
         return root
 
     def seal(self, node: Node) -> None:
@@ -123,19 +124,20 @@ class KvCache:
             InvalidArgument: `n` is negative, or KV that the node continues is not computed (`pending_ancestors`).
             NodeReleased: the node's pages have been returned.
         """
-        self._must_exist(node)
-        if n < 0:
-            raise InvalidArgument("n", n, "at least 0")
-        if n == 0:
+        if node._state is not _LIVE:
+            self._must_exist(node)
+        if n < 1:
+            if n < 0:
+                raise InvalidArgument("n", n, "at least 0")
             return None
-        first = node.base // self.page_size
-        need = -(-(node.base + node.computed + n) // self.page_size) - first - len(node.pages)
+        size, base = self.page_size, node.base
+        need = -(-(base + node.computed + n) // size) - base // size - len(node.pages)
         if need <= 0:
             return None
         if node.pages or node.base % self.page_size == 0:
             if not node.pages:
                 self._must_be_computed(node)
-            self._ensure(need)
+            self.segments.make_room(need)
             self._give(node, self.pool.alloc(need))
             return None
         return self._first_write(node, need)
@@ -147,13 +149,15 @@ class KvCache:
             InvalidArgument: more than was reserved.
             NodeReleased: the node's pages have been returned.
         """
-        self._must_exist(node)
+        released = node._state is not _LIVE
+        if released:
+            self._must_exist(node)
         end = (node.base // self.page_size + len(node.pages)) * self.page_size
         if n < 0 or (n > 0 and node.base + node.computed + n > end):
             raise InvalidArgument("n", n, "between 0 and the number of reserved slots")
         node.computed += n
-        if node._state is NodeState.HELD:
-            self._trim(node)
+        if released:
+            self.segments.trim(node)
 
     def page_table(self, node: Node) -> NDArray[np.int64]:
         """Pages of positions 0 .. base + computed + reserved - 1, in order: [pages] int64.
@@ -164,7 +168,8 @@ class KvCache:
         Raises:
             NodeReleased: the node's pages have been returned.
         """
-        self._must_exist(node)
+        if node._state is not _LIVE:
+            self._must_exist(node)
         return self._tables.of(node)
 
     def shared_tokens(self, node: Node) -> int:
@@ -195,19 +200,24 @@ class KvCache:
 
     def release(self, node: Node) -> None:
         """See `Node.release`."""
-        if node._state is NodeState.LIVE:
-            node._state = NodeState.HELD
-            if node.child_count:
-                self._trim(node)
-            self._settle(node)
+        self.segments.release(node)
 
     def release_subtree(self, node: Node) -> None:
-        """Release `node` and every node below it in its own tree. Idempotent."""
-        found = [node]
-        for ancestor in found:  # grows while it is walked: parents come before their children
-            found.extend(child for child in ancestor._children or () if child.tree is node.tree)
-        for member in reversed(found):
-            self.release(member)
+        """See `Node.release`: `node` and every node below it in its own tree."""
+        self.segments.release_subtree(node)
+
+    def evict(self, n_pages: int) -> int:
+        """Free cached segments, least recently used first, until `n_pages` are freed or none is left.
+
+        Returns:
+            Pages freed.
+        """
+        return self.segments.evict(n_pages)
+
+    def clear_cache(self) -> None:
+        """Free every cached segment. Prompts of live nodes stay known."""
+        while self.segments.lru:
+            self.segments.evict(self.pool.num_pages)
 
     def droppable(self, node: Node) -> bool:
         """Whether no descendant has written KV on top of `node`'s own."""
@@ -239,29 +249,7 @@ class KvCache:
         self.pool.free(pages)
         if pages:
             self._lose_tail(node)
-        self._notify(node)
-
-    def evict(self, n_pages: int) -> int:
-        """Free cached segments, least recently used first, until `n_pages` are freed or none is left.
-
-        Returns:
-            Pages freed.
-        """
-        before = self.pool.num_free
-        while self.pool.num_free - before < n_pages:
-            node = self.lru.oldest()
-            if node is None:
-                break
-            self.index.remove(node)
-            self._settle(node)
-        freed = self.pool.num_free - before
-        self.evicted_pages += freed
-        return freed
-
-    def clear_cache(self) -> None:
-        """Free every cached segment. Prompts of live nodes stay known."""
-        while self.lru.oldest() is not None:
-            self.evict(self.pool.num_pages)
+        self.segments.notify(node)
 
     def check(self) -> None:
         """Verify invariants I1-I4 and I6 over everything held. O(nodes + pages).
@@ -282,14 +270,6 @@ class KvCache:
         if self.pending_ancestors(node):
             raise InvalidArgument("node", node, "a node whose ancestors are computed")
 
-    def _ensure(self, need: int) -> None:
-        """Have `need` free pages, or raise before anything is evicted."""
-        short = need - self.pool.num_free
-        if short > self.cached_pages:
-            raise OutOfPages(need, self.available_pages)
-        if short > 0:
-            self.evict(short)
-
     def _give(self, node: Node, pages: list[int]) -> None:
         node.pages += pages
         self._tables.extend(node, pages)
@@ -301,14 +281,14 @@ class KvCache:
         index = node.base // self.page_size - owner.base // self.page_size
         source = owner.pages[index]
         if owner not in self.index and tail.only_reader(owner, node, self.page_size):
-            self._ensure(need - 1)
+            self.segments.make_room(need - 1)
             self.pool.free(owner.pages[index + 1 :])  # what the owner wrote after the last fork from it
             del owner.pages[index:]
             self._tables.forget(owner)
             self._give(node, [source, *self.pool.alloc(need - 1)])
             self.takeovers += 1
             return None
-        self._ensure(need)
+        self.segments.make_room(need)
         self._give(node, self.pool.alloc(need))
         self.cow_copies += 1
         return TailCopy(source, node.pages[0], node.base % self.page_size)
@@ -338,69 +318,3 @@ class KvCache:
                     return node, base
             node = node.parent
         return None, 0
-
-    def _pin(self, node: Node | None) -> None:
-        """A new live node continues `node`: it and its ancestors are no longer evictable."""
-        while node is not None and node._state is NodeState.CACHED:
-            node._state = NodeState.HELD
-            self.cached_pages -= len(node.pages)
-            self.lru.discard(node)
-            node = node.parent
-            if node is not None:
-                node._idle -= 1
-
-    def _settle(self, node: Node | None) -> None:
-        """Free or cache a released node that nothing live needs, then look at its parent; never recursive."""
-        while node is not None and node._state is not NodeState.LIVE:
-            children = node.child_count
-            if not children and node not in self.index:
-                self._discard(node)
-            elif node._state is NodeState.HELD and children == node._idle:
-                self._park(node)
-            else:
-                if children == 1:
-                    self._trim(node)
-                return
-            node = node.parent
-
-    def _park(self, node: Node) -> None:
-        node._state = NodeState.CACHED
-        self.cached_pages += len(node.pages)
-        if node in self.index:
-            self.lru.add(node)
-        if node.parent is not None:
-            node.parent._idle += 1
-
-    def _discard(self, node: Node) -> None:
-        parent = node.parent
-        if parent is None:
-            del self.roots[node]
-        else:
-            siblings = parent._children
-            assert siblings is not None
-            del siblings[node]
-        if node._state is NodeState.CACHED:
-            self.cached_pages -= len(node.pages)
-            self.lru.discard(node)
-            if parent is not None:
-                parent._idle -= 1
-        node._state = NodeState.FREED
-        self.pool.free(node.pages)
-        node.pages = []
-        self._tables.forget(node)
-        self._notify(node)
-
-    def _trim(self, node: Node) -> None:
-        """Free what a released segment holds past the last point that a child continues from."""
-        if node._state is not NodeState.HELD or node in self.index or node.computed < len(node.tokens):
-            return
-        last = max(child.base for child in node._children or ())
-        keep = -(-last // self.page_size) - node.base // self.page_size
-        if len(node.pages) > keep:
-            self.pool.free(node.pages[keep:])
-            del node.pages[keep:]
-            self._tables.forget(node)
-
-    def _notify(self, node: Node) -> None:
-        if self._on_free is not None:
-            self._on_free(node)

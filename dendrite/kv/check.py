@@ -24,7 +24,7 @@ def check_cache(cache: KvCache) -> None:
 
 def _reachable(cache: KvCache) -> list[Node]:
     """All nodes that exist. I2: no cycles, as each is reached once, from its parent."""
-    nodes = list(cache.roots)
+    nodes = list(cache.segments.roots)
     seen = set(nodes)
     for node in nodes:  # grows while it is walked
         for child in node._children or ():
@@ -32,7 +32,7 @@ def _reachable(cache: KvCache) -> list[Node]:
             _require(child not in seen, child, "is reached twice")
             seen.add(child)
             nodes.append(child)
-    for root in cache.roots:
+    for root in cache.segments.roots:
         _require(root.parent is None and root.base == 0, root, "is a first node but continues another")
     return nodes
 
@@ -94,7 +94,7 @@ def _check_cached(cache: KvCache, nodes: list[Node]) -> None:
     if pages != cache.cached_pages:
         raise InvariantViolation(f"{cache.cached_pages} pages count as cached; cached nodes own {pages}")
     waiting = {node for node in cached if node in cache.index}
-    if len(waiting) != len(cache.lru) or not all(node in cache.lru for node in waiting):
+    if len(waiting) != len(cache.segments.lru) or not all(node in cache.segments.lru for node in waiting):
         raise InvariantViolation("the eviction queue is not the set of cached, indexed nodes")
 
 

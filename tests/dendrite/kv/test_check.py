@@ -70,7 +70,7 @@ def _stale_table(engine: SimulatedEngine, root: Node, child: Node) -> None:
 
 
 def _miscounted_cache(engine: SimulatedEngine, root: Node, child: Node) -> None:
-    engine.cache.cached_pages += 1
+    engine.cache.segments.cached_pages += 1
 
 
 def _miscounted_idle(engine: SimulatedEngine, root: Node, child: Node) -> None:
@@ -78,7 +78,7 @@ def _miscounted_idle(engine: SimulatedEngine, root: Node, child: Node) -> None:
 
 
 def _queue_of_live_nodes(engine: SimulatedEngine, root: Node, child: Node) -> None:
-    engine.cache.lru.add(root)
+    engine.cache.segments.lru.add(root)
 
 
 DAMAGE = [value for name, value in list(globals().items()) if name.startswith("_") and callable(value)]

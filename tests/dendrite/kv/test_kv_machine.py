@@ -263,7 +263,7 @@ class KvTreeMachine(RuleBasedStateMachine):
             self.cache.check()
             self.cache.clear_cache()
             assert self.cache.pool.num_used == 0
-            assert not self.cache.roots
+            assert not self.cache.segments.roots
             assert not self.cache.index
 
 
