@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from dendrite.config import SamplingParams
@@ -41,7 +42,8 @@ class AsyncEngine:
 
     async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> Node:
         """Compute a prompt and return its root."""
-        root, job = await self._call(lambda: self.engine.submit_prefill(prompt, seed=seed))
+        submit = partial(self.engine.submit_prefill, prompt, seed=seed)
+        root, job = await self._call(submit, undo=lambda made: made[0].release())
         if job is not None:
             try:
                 await self._finish([job])
@@ -53,7 +55,8 @@ class AsyncEngine:
     async def expand(self, node: NodeRef, n: int, params: SamplingParams) -> list[Branch]:
         """Fork `node` n times and decode all children; cancelling the caller releases them."""
         parent = _node(node)
-        kids, generations = await self._call(lambda: self._fork_and_submit(parent, n, params))
+        submit = partial(self._fork_and_submit, parent, n, params)
+        kids, generations = await self._call(submit, undo=lambda made: self._abandon(*made))
         try:
             await self._finish(generations)
         except BaseException:
@@ -71,7 +74,8 @@ class AsyncEngine:
         scores = await self._call(lambda: self.engine.first_score(probe, tokens))
         if len(tokens) == 1:
             return scores
-        child, job = await self._call(lambda: self.engine.submit_score(parent, tokens))
+        submit = partial(self.engine.submit_score, parent, tokens)
+        child, job = await self._call(submit, undo=lambda made: made[0].release())
         try:
             await self._finish([job])
         finally:
@@ -148,24 +152,34 @@ class AsyncEngine:
         for kid in kids:
             kid.release()
 
-    async def _call(self, call: Callable[[], T]) -> T:
-        """Run `call` now if the engine is between steps, else right after the step that runs."""
+    async def _call(self, call: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+        """Run `call` now if the engine is between steps, else right after the step that runs.
+
+        A caller that is cancelled while it waits never learns what the call made, so `undo` takes it back.
+        """
         if not self._stepping:
             return call()
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        results: list[T] = []
 
         def deliver() -> None:
             try:
-                result = call()
+                results.append(call())
             except BaseException as error:
                 if not answer.done():
                     answer.set_exception(error)
             else:
                 if not answer.done():
-                    answer.set_result(result)
+                    answer.set_result(None)
 
         self._mailbox.append(deliver)
-        return await answer
+        try:
+            await answer
+        except asyncio.CancelledError:
+            if undo is not None:
+                self._post(lambda: _each(undo, results))  # runs after `deliver`, which may still be waiting too
+            raise
+        return results[0]
 
     def _post(self, call: Callable[[], None]) -> None:
         """Like `_call`, for clean-up that nobody waits for."""
@@ -232,6 +246,11 @@ class AsyncEngine:
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # seen: a caller that was cancelled will not ask
+
+
+def _each(call: Callable[[T], None], values: Sequence[T]) -> None:
+    for value in values:
+        call(value)
 
 
 def _node(ref: NodeRef) -> Node:

@@ -39,7 +39,7 @@ class BatchBuilder:
             positions.append(retip.length - 1)
             lengths.append(retip.length)
             slots.append(0)
-            tables.append(self._cache.page_table(retip.node))
+            tables.append(self._cache.page_table(retip.reader))
         starts = list(range(len(tokens) + 1))
         singles = len(tokens)
         for chunk in plan.chunks:

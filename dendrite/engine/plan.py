@@ -25,11 +25,19 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Retip:
-    """A token whose KV is written but whose hidden state is gone; it is run once more for all that wait for it."""
+    """A token whose KV is written but whose hidden state is gone; it is run once more for all that wait for it.
+
+    It is the last of `length` tokens on the path, and one of `node`'s own.
+    """
 
     node: Node
     length: int
     waiting: list[Generation] = field(default_factory=list)
+
+    @property
+    def reader(self) -> Node:
+        """A node whose page table holds the token: `node` itself may have lost its tail page to a fork."""
+        return self.waiting[0].node
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ samples from (a *tip*), which is missing after a fork at an inner token. Both ar
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from dendrite.config import EngineConfig
 from dendrite.engine.generation import Compute, Generation
@@ -41,7 +41,7 @@ class Scheduler:
         self._waiting: list[tuple[tuple[float, int], Generation]] = []
         self._computing: dict[Node, Compute] = {}
         self._retips: dict[tuple[Node, int], Retip] = {}
-        self._idle: dict[Node, float] = {}  # computed nodes that do not run, oldest first, with their priority
+        self._idle: dict[Node, float] = {}  # nodes with KV that do not run, oldest first, with their priority
         self._dropped: dict[Node, int] = {}  # tokens each node had computed before its KV was dropped
         self.running: list[Generation] = []
         self._busy: set[Node] = set()  # nodes with a generation that has not ended
@@ -69,7 +69,6 @@ class Scheduler:
     def add(self, generation: Generation) -> None:
         """Queue a generation by its rank."""
         if not generation.probe:
-            self._idle.pop(generation.node, None)
             self._busy.add(generation.node)
         bisect.insort(self._waiting, (generation.rank(), generation), key=lambda entry: entry[0])
 
@@ -183,7 +182,7 @@ class Scheduler:
         if not self.running:
             return True
         short = 2 + len(self.running) // _RUNNING_PER_SPARE_PAGE - self._cache.available_pages
-        return short <= 0 or self._drop_idle(short, spare_waiting=True)
+        return short <= 0 or self._drop_idle(short, *(generation.node for _, generation in self._waiting))
 
     def _requeue(self, generations: Iterable[Generation]) -> None:
         for generation in generations:
@@ -202,7 +201,7 @@ class Scheduler:
             try:
                 copy = self._reserve(generation.node, 1, generation.rank())
             except OutOfPages as error:
-                if len(self.running) == 1:
+                if len(self.running) == 1 and not self._retips:  # nothing is left that could give pages back
                     self._fail(generation, error)
                 else:
                     self._preempt(generation)
@@ -244,7 +243,7 @@ class Scheduler:
             try:
                 return self._cache.reserve(job.node, count)
             except OutOfPages as error:
-                if self._drop_idle(error.need - error.free) or (alone and self._drop_other_job(job)):
+                if self._drop_idle(error.need - error.free, job.node) or (alone and self._drop_other_job(job.node)):
                     continue
                 raise
 
@@ -253,13 +252,17 @@ class Scheduler:
             try:
                 return self._cache.reserve(node, count)
             except OutOfPages as error:
-                if not (self._drop_idle(error.need - error.free) or self._preempt_below(rank)):
+                short = error.need - error.free
+                if not (self._drop_idle(short) or self._preempt_below(rank) or self._drop_other_job(node)):
                     raise
 
-    def _drop_idle(self, pages: int, *, spare_waiting: bool = False) -> bool:
-        """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free."""
+    def _drop_idle(self, pages: int, *spared: Node) -> bool:
+        """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free.
+
+        Nodes in `spared` and their ancestors keep theirs.
+        """
         before = self._cache.available_pages
-        needed = self._read_by_others(waiting=spare_waiting)
+        needed = self._read_by_others().union(spared, *map(_ancestors, spared))
         for node in sorted(self._idle, key=self._idle.__getitem__):
             if self._cache.available_pages - before >= pages:
                 break
@@ -277,21 +280,11 @@ class Scheduler:
                 return True
         return False
 
-    def _read_by_others(self, *, waiting: bool = False) -> set[Node]:
-        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell.
-
-        With `waiting`, also those that the queue will read.
-        """
-        needed = {retip.node for retip in self._retips.values()}
-        readers = [generation.node for generation in self.running] + list(self._computing) + list(needed)
-        if waiting:
-            readers += [generation.node for _, generation in self._waiting]
-        for reader in readers:
-            above = reader.parent
-            while above is not None and above not in needed:
-                needed.add(above)
-                above = above.parent
-        return needed
+    def _read_by_others(self) -> set[Node]:
+        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell."""
+        readers = [generation.node for generation in self.running]
+        retipped = [generation.node for retip in self._retips.values() for generation in retip.waiting]
+        return set(retipped).union(*map(_ancestors, readers + retipped))
 
     def _preempt(self, generation: Generation) -> None:
         self.running.remove(generation)
@@ -299,12 +292,15 @@ class Scheduler:
         self.preemptions += 1
         if generation.node not in self._read_by_others() and self._cache.droppable(generation.node):
             self._drop(generation.node)
+        self._rest(generation.node, generation.priority)
         self.add(generation)
 
-    def _drop_other_job(self, job: Compute) -> bool:
-        for other in reversed(self._computing.values()):
-            if other is not job and other.node.computed and self._cache.droppable(other.node):
-                self._drop(other.node)
+    def _drop_other_job(self, node: Node) -> bool:
+        """Drop what the latest of the jobs that `node` does not need has computed so far; it starts again."""
+        spared = self._read_by_others().union([node], _ancestors(node))
+        for job in reversed(self._computing.values()):
+            if job.node.pages and job.node not in spared and self._cache.droppable(job.node):
+                self._drop(job.node)
                 return True
         return False
 
@@ -361,8 +357,15 @@ class Scheduler:
 
     def _rest(self, node: Node, priority: float) -> None:
         """Let the KV of a node be dropped when pages run out, unless something still works on it."""
-        if node.computed and node not in self._busy and node not in self._computing:
+        if node.computed and node not in self._computing:
             self._idle[node] = priority
+
+
+def _ancestors(node: Node) -> Iterator[Node]:
+    above = node.parent
+    while above is not None:
+        yield above
+        above = above.parent
 
 
 def _gone(node: Node) -> bool:

@@ -118,3 +118,28 @@ async def test_closing_fails_what_waits(engine: Engine, threaded: bool) -> None:
     with pytest.raises(Cancelled):
         await task
     assert not engine.has_work
+
+
+async def test_what_a_cancelled_caller_never_heard_of_is_released(engine: Engine) -> None:
+    """Calls that arrive while a step runs take effect after it, when their callers may have gone."""
+    backend = AsyncEngine(engine, threaded=True)
+    root = await backend.prefill([1, 2, 3])
+    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    busy = asyncio.create_task(backend.expand(root, 1, params))
+    for turn in range(60):
+        calls = [
+            asyncio.create_task(backend.prefill([4, 5, turn])),
+            asyncio.create_task(backend.expand(root, 2, params)),
+            asyncio.create_task(backend.score(root, [6, 7])),
+        ]
+        for _ in range(turn % 3):
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(0.001)
+    await backend.release(root, subtree=True)
+    with pytest.raises(Cancelled):
+        await busy
+    await backend.aclose()
+    assert engine.stats().pages_held == 0

@@ -1,7 +1,13 @@
-"""Random work on a pool that is far too small: every token generated must still be the one that recomputation gives."""
+"""Random work on a pool that is far too small: every token generated must still be the one that recomputation gives.
+
+Two drivers: a stateful machine, which shrinks what it finds, and plain random work, which goes deeper into pressure.
+"""
 
 from __future__ import annotations
 
+import random
+
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -51,6 +57,42 @@ def logits_of(tokens: list[int]) -> torch.Tensor:
         return DECODER.logits(DECODER.forward(batch, TorchAttention(storage)))
 
 
+def small_engine() -> Engine:
+    """14 pages of 8 tokens."""
+    config = EngineConfig(
+        kv_tokens=112, page_size=8, max_batch_tokens=24, max_running=8, debug_checks=True, device="cpu"
+    )
+    return Engine(DECODER, config=config)
+
+
+def assert_recomputation_agrees(node: Node) -> None:
+    fresh = torch.log_softmax(logits_of(node.path_tokens), -1)
+    for at, logprob in enumerate(node.logprobs, start=node.length - len(node.logprobs)):
+        assert abs(fresh[at - 1, node.path_tokens[at]].item() - logprob) < 1e-4
+
+
+def finish(engine: Engine, nodes: list[Node], generations: list[Generation]) -> None:
+    """Run to the end; then everything must be accounted for, and released without a trace."""
+    for _ in range(3000):
+        if not engine.has_work:
+            break
+        engine.step()
+    assert not engine.has_work
+    for generation in generations:
+        assert generation.done
+        assert generation.error is None or generation.node.released or isinstance(generation.error, OutOfPages)
+    for node in nodes:
+        if node.logprobs and not node.released:
+            assert_recomputation_agrees(node)
+    for node in nodes:
+        node.release()
+    engine.close()
+    stats = engine.stats()
+    assert (stats.pages_held, stats.pages_cached, stats.pages_free) == (0, 0, stats.pages_total)
+    assert engine._runner.tips.used == 0
+    engine.check()
+
+
 class EngineMachine(RuleBasedStateMachine):
     """Forks, inner forks, decoding in steps, cancelling and releasing, with 14 pages of 8 tokens."""
 
@@ -58,10 +100,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        config = EngineConfig(
-            kv_tokens=112, page_size=8, max_batch_tokens=24, max_running=8, debug_checks=True, device="cpu"
-        )
-        self.engine = Engine(DECODER, config=config)
+        self.engine = small_engine()
         self.live: list[Node] = []
         self.generations: list[Generation] = []
         self.checked: dict[Node, int] = {}
@@ -102,9 +141,9 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.step()
 
     @precondition(lambda self: self.generations)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        self.engine.cancel(data.draw(st.sampled_from(self.generations)))
+    @rule(which=st.integers(0, 1000))
+    def cancel(self, which: int) -> None:
+        self.engine.cancel(self.generations[which % len(self.generations)])
 
     @rule(node=consumes(nodes), subtree=st.booleans())
     def release(self, node: Node, subtree: bool) -> None:
@@ -116,29 +155,46 @@ class EngineMachine(RuleBasedStateMachine):
         for node in self.live:
             if len(node.logprobs) > self.checked.get(node, 0):
                 self.checked[node] = len(node.logprobs)
-                fresh = torch.log_softmax(logits_of(node.path_tokens), -1)
-                first = node.length - len(node.logprobs)
-                for at, logprob in enumerate(node.logprobs, start=first):
-                    assert abs(fresh[at - 1, node.path_tokens[at]].item() - logprob) < 1e-4
+                assert_recomputation_agrees(node)
 
     def teardown(self) -> None:
-        for _ in range(2000):
-            if not self.engine.has_work:
-                break
-            self.engine.step()
-        assert not self.engine.has_work
-        for generation in self.generations:
-            assert generation.done
-            assert generation.error is None or generation.node.released or isinstance(generation.error, OutOfPages)
-        self.tokens_are_those_of_recomputation()
-        for node in self.live:
-            node.release()
-        self.engine.close()
-        stats = self.engine.stats()
-        assert (stats.pages_held, stats.pages_cached, stats.pages_free) == (0, 0, stats.pages_total)
-        assert self.engine._runner.tips.used == 0
-        self.engine.check()
+        finish(self.engine, self.live, self.generations)
 
 
-EngineMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+EngineMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_work(seed: int) -> None:
+    rng = random.Random(seed)
+    engine = small_engine()
+    nodes: list[Node] = []
+    generations: list[Generation] = []
+    for _ in range(60):
+        live = [node for node in nodes if not node.released]
+        draw = rng.random()
+        node = rng.choice(live) if live else None
+        if node is None or draw < 0.15:
+            prompt = rng.choices(range(31), k=rng.randint(1, 30))
+            nodes.append(engine.submit_prefill([*range(20), *prompt] if rng.random() < 0.5 else prompt)[0])
+        elif draw < 0.3:
+            at = rng.randint(0, len(node.tokens))
+            nodes += node.at(at).fork() if node.base + at else node.fork()
+        elif draw < 0.45:
+            if node.length < 100 and all(g.done or g.node is not node for g in generations):
+                wanted = rng.randint(1, 12)
+                generations += engine.submit(node, max_tokens=wanted, priority=rng.randint(0, 2), temperature=2.0)
+        elif draw < 0.6 and node.length <= 60:
+            kids = node.fork(rng.randint(2, 5))
+            nodes += kids
+            wanted = rng.randint(8, 30)
+            generations += engine.submit(kids, max_tokens=wanted, priority=rng.randint(0, 2), temperature=2.0)
+        elif draw < 0.65 and generations:
+            engine.cancel(rng.choice(generations))
+        elif draw < 0.75:
+            node.release(subtree=rng.random() < 0.5)
+        else:
+            for _ in range(rng.randint(1, 20)):
+                engine.step()
+    finish(engine, nodes, generations)
