@@ -4,14 +4,17 @@
     python -m benchmarks.search --split validation --temperature 0.7 --algorithm mcts
                                                          how the settings were chosen; writes no result
 
-Every point is one algorithm at one token budget a problem, on the same problems, with a fresh engine. Tokens are
-those that the engine has decoded, which includes what was in flight when an answer ended a search; the prompt is
-not counted, for each search computes it once. Best-of-n and MCTS both stop at the first answer that the task's rule
-accepts, and neither sees more of the problem than its prompt and that rule.
+Every point is one algorithm at one token budget a problem, on the same problems, with a fresh engine. Each problem is
+searched with several sampling seeds; a solve rate is the mean over them. Its interval is that of one seed's problems,
+for searches of the same problem are no independent trials. Tokens are those that the engine has decoded, which
+includes what was in flight when an answer ended a search; the prompt is not counted, for each search computes it once.
+Best-of-n and MCTS both stop at the first answer that the task's rule accepts, and neither sees more of the problem than
+its prompt and that rule.
 
-`search.mcts.token_ratio` compares costs at the same quality. R is best-of-n's solve rate at the compared budget. The
-cost of reaching R is the mean number of tokens a problem takes, solved or not, interpolated linearly between the
-points next to R. The ratio is MCTS's cost of R over best-of-n's.
+`search.mcts.token_ratio` compares costs at the same quality. R is the highest solve rate that both MCTS and best-of-n
+reach, the lower of their rates at the compared budget. The cost of reaching R is the mean number of tokens a problem
+takes, solved or not, interpolated linearly between the points next to R. The ratio is MCTS's cost of R over
+best-of-n's.
 """
 
 from __future__ import annotations
@@ -52,18 +55,19 @@ class Point:
     budget: int
     options: Mapping[str, Any]
     problems: int
-    solved: int
+    solved: float
+    """Of the problems, mean over the seeds."""
     low: float
     high: float
     tokens: float
-    """Mean number of generated tokens a problem, by the engine's count."""
+    """Mean number of generated tokens a search, by the engine's count."""
     expansions: float
     seconds: float
     prefill_tokens: int
     recomputed_tokens: int
     shared_ratio: float
-    outcomes: str
-    """A digit a problem: 1 is solved."""
+    outcomes: tuple[str, ...]
+    """A text a seed, with a digit a problem: 1 is solved."""
 
     @property
     def rate(self) -> float:
@@ -71,7 +75,7 @@ class Point:
         return self.solved / self.problems
 
 
-def wilson(solved: int, problems: int, z: float = Z95) -> tuple[float, float]:
+def wilson(solved: float, problems: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson, 1927)."""
     rate, weight = solved / problems, z * z / problems
     middle = (rate + weight / 2) / (1 + weight)
@@ -91,15 +95,22 @@ def cost_of(rate: float, curve: Sequence[tuple[float, float]]) -> float | None:
 
 
 def measure(
-    model: str, tasks: Sequence[Task], algorithm: str, budget: int, seed: int, options: Mapping[str, Any], jobs: int
+    model: str,
+    tasks: Sequence[Task],
+    algorithm: str,
+    budget: int,
+    seeds: Sequence[int],
+    options: Mapping[str, Any],
+    jobs: int,
 ) -> Point:
     """Run one point on a fresh engine, with many problems in its batch at once."""
     engine = Engine.from_pretrained(model, device="cpu")
     with engine:
-        results = asyncio.run(_solve(engine, tasks, algorithm, budget, seed, options, jobs))
+        runs = [asyncio.run(_solve(engine, tasks, algorithm, budget, seed, options, jobs)) for seed in seeds]
         stats = engine.stats()
-        _check_prefill(engine, tasks)
-    solved = sum(result.solved for result in results)
+        _check_prefill(engine, tasks, len(seeds))
+    results = [result for run in runs for result in run]
+    solved = sum(result.solved for result in results) / len(seeds)
     low, high = wilson(solved, len(tasks))
     return Point(
         algorithm=algorithm,
@@ -109,13 +120,13 @@ def measure(
         solved=solved,
         low=low,
         high=high,
-        tokens=stats.decode_tokens / len(tasks),
-        expansions=sum(result.expansions for result in results) / len(tasks),
+        tokens=stats.decode_tokens / len(results),
+        expansions=sum(result.expansions for result in results) / len(results),
         seconds=stats.seconds_running,
         prefill_tokens=stats.prefill_tokens,
         recomputed_tokens=stats.recomputed_tokens,
         shared_ratio=stats.shared_ratio,
-        outcomes="".join(str(int(result.solved)) for result in results),
+        outcomes=tuple("".join(str(int(result.solved)) for result in run) for run in runs),
     )
 
 
@@ -145,10 +156,10 @@ async def _solve(
     return [found[index] for index in range(len(tasks))]
 
 
-def _check_prefill(engine: Engine, tasks: Sequence[Task]) -> None:
+def _check_prefill(engine: Engine, tasks: Sequence[Task], runs: int) -> None:
     """Fail unless the searches computed each prompt once and nothing but the prompts."""
     assert engine.tokenizer is not None
-    prompts = sum(len(engine.tokenizer.encode(task.prompt)) for task in tasks)
+    prompts = runs * sum(len(engine.tokenizer.encode(task.prompt)) for task in tasks)
     stats = engine.stats()
     if stats.prefill_tokens + stats.cached_tokens != prompts or stats.recomputed_tokens or stats.retips:
         raise RuntimeError(f"{prompts} prompt tokens, yet {stats}")
@@ -161,12 +172,12 @@ def summary(points: Sequence[Point], budget: int) -> dict[str, float]:
     at = {point.algorithm: point for point in points if point.budget == budget}
     metrics = {f"search.{name}.solve_rate": point.rate for name, point in at.items()}
     metrics |= {f"search.{name}.tokens": point.tokens for name, point in at.items()}
-    target = at["best_of_n"].rate
+    target = min(at["mcts"].rate, at["best_of_n"].rate)
     costs = {
         name: cost_of(target, [(point.tokens, point.rate) for point in points if point.algorithm == name])
         for name in ("mcts", "best_of_n")
     }
-    if costs["mcts"] is not None and costs["best_of_n"]:
+    if costs["mcts"] and costs["best_of_n"]:
         metrics["search.mcts.token_ratio"] = costs["mcts"] / costs["best_of_n"]
     return metrics
 
@@ -200,9 +211,8 @@ def main() -> None:
         for share in SHARES if algorithm != "greedy" else SHARES[-1:]:
             budget = arguments.budget // share
             given = {name: value for name, value in options[algorithm].items() if value is not None}
-            points.append(
-                measure(arguments.model, tasks, algorithm, budget, arguments.seed, given, arguments.concurrency)
-            )
+            seeds = range(arguments.seeds if algorithm != "greedy" else 1)
+            points.append(measure(arguments.model, tasks, algorithm, budget, seeds, given, arguments.concurrency))
             console.print(f"{algorithm} {budget}: {points[-1].rate:.1%} with {points[-1].tokens:.0f} tokens")
     show(points, console)
     if arguments.split != "test" or arguments.algorithm:
@@ -228,8 +238,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--problem-seed", type=int, default=0)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--budget", type=int, default=1024, help="generated tokens a problem, at the compared point")
-    parser.add_argument("--seed", type=int, default=0, help="base of all sampling seeds")
-    parser.add_argument("--in-flight", type=int, default=2, help="expansions at a time within one problem")
+    parser.add_argument("--seeds", type=int, default=3, help="searches of each problem, with the seeds 0, 1 …")
+    parser.add_argument("--in-flight", type=int, default=1, help="expansions at a time within one problem")
     parser.add_argument("--concurrency", type=int, default=32, help="problems at a time")
     parser.add_argument("--temperature", type=float, help="of both algorithms; left out: each one's default")
     parser.add_argument("--algorithm", action="append", choices=list(ALGORITHMS), help="only this; writes no result")

@@ -19,7 +19,8 @@ class BestOfNOptions(AlgorithmOptions):
     """Most samples; None draws until the budget is spent."""
     in_flight: Annotated[int, Field(ge=1, le=4096)] = 8
     """Samples decoded at a time. As one ends the next begins."""
-    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.8
+    """The default is the best of 0.6 to 1.0 on validation problems of Countdown with the packaged model."""
 
 
 class BestOfN(Algorithm[BestOfNOptions]):

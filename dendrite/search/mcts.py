@@ -23,26 +23,36 @@ from dendrite.search.tree import SearchNode
 
 
 class MctsOptions(AlgorithmOptions):
-    """Settings of Monte Carlo tree search."""
+    """Settings of Monte Carlo tree search.
+
+    The defaults of `c`, `widening_k`, `widening_alpha`, `min_unseen`, `patience`, `temperature` and `greedy_first` are
+    those that took the fewest generated tokens on validation problems of Countdown with the packaged model; of these
+    only the temperature and `greedy_first` mattered much. They dive first and branch late: a node has one child until
+    a few visits below it have told what that is worth. Where many expansions in flight matter more than tokens, raise
+    `widening_k`.
+    """
 
     selection: Literal["uct", "puct"] = "puct"
     """How a child is chosen; both count visits in flight (see `dendrite.search.stats`)."""
     c: Annotated[float, Field(ge=0.0, le=1_000.0)] | None = None
-    """Weight of exploration; None is the square root of 2 for UCT and 1.5 for PUCT."""
+    """Weight of exploration; None is the square root of 2 for UCT and 0.5 for PUCT."""
     value: Literal["head", "rollout"] = "head"
     """What a new node is worth: the value head's estimate, or the reward of decoding on to the end."""
     in_flight: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Most calls of the backend at a time."""
+    """Most calls of the backend at a time. 1 takes the fewest tokens: each draw knows of all before it."""
     children: Annotated[int, Field(ge=1, le=4096)] = 4
     """Most children drawn in one expansion."""
-    widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 2.0
-    widening_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 0.3
+    widening_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     """A node of N visits may have ceil(k N^alpha) children, and more only while all it has are closed."""
-    min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
     """A node draws no more once the model gives anything but its children less than this probability."""
-    patience: Annotated[int, Field(ge=1)] = 16
+    patience: Annotated[int, Field(ge=1)] = 8
     """Nor once so many draws in a row have repeated a child."""
-    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.8
+    greedy_first: bool = True
+    """Whether a node's first child is the model's most likely continuation; all others are sampled. The first path
+    is then the one that greedy decoding takes."""
 
     @property
     def exploration(self) -> float:
@@ -116,7 +126,9 @@ class Mcts(Algorithm[MctsOptions]):
         node = self.select(root)
         if node is None:
             return False
-        asked = flights.start(node, node.thought, self.draws(node), node.path, node.expansions)
+        greedy = self.options.greedy_first and not node.expansions
+        draws = 1 if greedy else self.draws(node)
+        asked = flights.start(node, node.thought, draws, node.path, node.expansions, greedy=greedy)
         if asked:
             node.expansions += 1
             node.pending += asked

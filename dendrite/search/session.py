@@ -182,11 +182,13 @@ class Flights(Generic[Owner]):
             self.cancelled.append((flight.owner, flight.grant.children))
         self._flights.clear()
 
-    def start(self, owner: Owner, parent: Thought, children: int, path: tuple[int, ...], draw: int) -> int:
+    def start(
+        self, owner: Owner, parent: Thought, children: int, path: tuple[int, ...], draw: int, *, greedy: bool = False
+    ) -> int:
         """Expand `parent` as far as the budget allows, and return the number of children asked for.
 
         0 means that the budget has no room now; if nothing is in flight, it never will. `path` and `draw` key
-        the sampling seed (see `derive_seed`).
+        the sampling seed (see `derive_seed`). `greedy` decodes the most likely tokens, whatever the temperature.
         """
         session = self._session
         grant = session.meter.grant(children, session.task.max_step_tokens)
@@ -194,7 +196,7 @@ class Flights(Generic[Owner]):
             return 0
         params = SamplingParams(
             max_tokens=grant.tokens,
-            temperature=self._temperature,
+            temperature=0.0 if greedy else self._temperature,
             stop=session.task.stop,
             seed=derive_seed(session.seed, path, draw),
         )

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 UCT_CONSTANT = math.sqrt(2)
-PUCT_CONSTANT = 1.5
+PUCT_CONSTANT = 0.5
 
 
 @dataclass(slots=True)

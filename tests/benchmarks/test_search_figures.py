@@ -8,7 +8,7 @@ from benchmarks.search import Point, cost_of, summary, wilson
 
 
 def point(algorithm: str, budget: int, tokens: float, solved: int) -> Point:
-    return Point(algorithm, budget, {}, 100, solved, 0.0, 1.0, tokens, 1.0, 1.0, 10, 0, 0.5, "")
+    return Point(algorithm, budget, {}, 100, solved, 0.0, 1.0, tokens, 1.0, 1.0, 10, 0, 0.5, ("",))
 
 
 def test_wilson_by_hand() -> None:
@@ -46,6 +46,11 @@ def test_the_ratio_compares_costs_of_the_same_rate() -> None:
     assert (metrics["search.mcts.solve_rate"], metrics["search.greedy.solve_rate"]) == (0.7, 0.1)
 
 
-def test_without_a_common_rate_there_is_no_ratio() -> None:
+def test_the_ratio_is_taken_at_a_rate_that_both_reach() -> None:
     points = [point("mcts", 100, 90.0, 30), point("best_of_n", 100, 100.0, 50), point("greedy", 100, 40.0, 10)]
+    assert summary(points, 100)["search.mcts.token_ratio"] == pytest.approx(90.0 / 60.0)
+
+
+def test_where_nothing_is_solved_there_is_no_ratio() -> None:
+    points = [point("mcts", 100, 90.0, 0), point("best_of_n", 100, 100.0, 50), point("greedy", 100, 40.0, 10)]
     assert "search.mcts.token_ratio" not in summary(points, 100)

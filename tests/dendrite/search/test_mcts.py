@@ -20,6 +20,8 @@ from dendrite.search.tree import SearchNode
 from tests.dendrite.search.synthetic import Puzzle, Table, TreeBackend, binary, leaves, uniform
 
 WRONG = dict.fromkeys(leaves(3), 0.0)
+SAMPLED: dict[str, Any] = {"greedy_first": False, "temperature": 1.0}
+"""Every child drawn from the table's own probabilities."""
 
 
 async def grow(puzzle: Puzzle, backend: TreeBackend, budget: Budget, seed: int = 0, **options: Any) -> Mcts:
@@ -78,6 +80,7 @@ options = st.fixed_dictionaries(
         "children": st.integers(1, 6),
         "widening_k": st.sampled_from([0.5, 1.0, 2.0, 4.0]),
         "widening_alpha": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+        "greedy_first": st.booleans(),
         "temperature": st.just(1.0),
     }
 )
@@ -194,7 +197,7 @@ async def test_a_closed_node_is_not_expanded_again() -> None:
 
 async def test_repeated_children_are_merged_and_released() -> None:
     backend = TreeBackend({"": {"a\n": 0.9, "b\n": 0.1}, "a\n": {"c\n": 1.0}, "b\n": {"c\n": 1.0}}, {"a\n": 0.8})
-    search = await grow(Puzzle({}), backend, Budget(expansions=1), children=20, widening_k=20)
+    search = await grow(Puzzle({}), backend, Budget(expansions=1), children=20, widening_k=20, **SAMPLED)
     assert search.root is not None
     root = search.root
     assert sorted(child.thought.text for child in root.children) == ["a\n", "b\n"]
@@ -219,6 +222,20 @@ async def test_a_node_that_repeats_itself_stops_drawing() -> None:
     assert result.tokens <= 2 * (1 + 5 + 4 * 2), "and what was in flight"
 
 
+async def test_the_first_path_is_the_greedy_one() -> None:
+    """Each node's first child is its likeliest; those after it are sampled, in calls of more than one."""
+    table: Table = {path: {"a\n": 0.4, "b\n": 0.3, "c\n": 0.3} for path in ("", "a\n", "a\na\n")}
+    backend = TreeBackend(table, {})
+    await grow(Puzzle({"a\na\na\n": 0.0}), backend, Budget(expansions=30), in_flight=1, children=3)
+    first: dict[str, float] = {}
+    for text, n, params in backend.calls:
+        assert params.temperature == (0.0 if text not in first else 0.8)
+        assert n == 1 or text in first
+        first.setdefault(text, params.temperature)
+    assert [text for text, _, _ in backend.calls[:3]] == ["", "a\n", "a\na\n"]
+    assert any(temperature for _, _, params in backend.calls if (temperature := params.temperature))
+
+
 async def test_in_flight_leaves_spread_over_the_tree() -> None:
     """Of four children of equal value and prior, each is expanded once before any is again."""
     steps = [f"{index}\n" for index in range(4)]
@@ -234,7 +251,14 @@ async def test_in_flight_leaves_spread_over_the_tree() -> None:
 async def test_selection_waits_rather_than_draw_beyond_the_limit() -> None:
     backend = TreeBackend({"": uniform(*(f"{index}\n" for index in range(99)))}, {})
     search = await grow(
-        Puzzle({}, depth=2), backend, Budget(expansions=5), in_flight=16, children=2, widening_k=3, widening_alpha=0
+        Puzzle({}, depth=2),
+        backend,
+        Budget(expansions=5),
+        in_flight=16,
+        children=2,
+        widening_k=3,
+        widening_alpha=0,
+        **SAMPLED,
     )
     assert [(text, n) for text, n, _ in backend.calls[:2]] == [("", 2), ("", 1)]
     assert all(text for text, _, _ in backend.calls[2:])
@@ -308,7 +332,7 @@ async def test_the_head_as_value_needs_a_head() -> None:
 async def test_without_a_rewarded_end_the_leaf_of_the_highest_value_is_the_answer() -> None:
     values = {"a\n": 0.9, "b\n": 0.2, "a\na\n": 0.1, "a\nb\n": 0.3}
     backend = TreeBackend(binary(8), values)
-    search = await grow(Puzzle({}), backend, Budget(expansions=2), in_flight=1, children=12, widening_k=12)
+    search = await grow(Puzzle({}), backend, Budget(expansions=2), in_flight=1, children=12, widening_k=12, **SAMPLED)
     best = search.best()
     assert best is not None
     assert best.text == "a\nb\n", "an inner node is no answer, however high its value was"

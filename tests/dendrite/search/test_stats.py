@@ -42,7 +42,7 @@ def test_uct_of_a_parent_that_was_never_visited_is_finite() -> None:
 
 def test_puct_by_hand() -> None:
     # Q = 1/2, P = 0.3, N = 9, n = 2: 0.5 + 1.5 * 0.3 * 3 / 3
-    assert puct(VisitStats(2, 1.0), VisitStats(9, 5.0), prior=0.3) == pytest.approx(0.95)
+    assert puct(VisitStats(2, 1.0), VisitStats(9, 5.0), prior=0.3, c=1.5) == pytest.approx(0.95)
 
 
 def test_puct_in_flight_by_hand() -> None:
