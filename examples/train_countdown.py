@@ -64,11 +64,11 @@ def main() -> None:
 
     print("measuring", flush=True)
     model = load_model(arguments.out, device)
-    report["solve_rates"], *tests = solve_rates(model, settings)
+    report["solve_rates"], tasks, texts = solve_rates(model, settings)
     write_card(arguments.out, report)
 
     print("value head", flush=True)
-    report["value_head"] = train_value_head(model, settings, arguments.out, tuple(tests))
+    report["value_head"] = train_value_head(model, settings, arguments.out, (tasks, texts))
     report["total_seconds"] = round(time.monotonic() - begin, 1)
     write_card(arguments.out, report)
     shown = {k: {n: v for n, v in r.items() if n != "calibration"} for k, r in report["value_head"]["held_out"].items()}

@@ -96,10 +96,9 @@ class Trainer:
 
     def _loader(self) -> DataLoader[Any]:
         data = Derivations(self.settings.batch, self.settings.seed)
-        more = {"prefetch_factor": 8} if self.workers else {}
-        return DataLoader(
-            data, batch_size=None, num_workers=self.workers, pin_memory=self.device.type == "cuda", **more
-        )
+        pin = self.device.type == "cuda"
+        ahead = 8 if self.workers else None
+        return DataLoader(data, batch_size=None, num_workers=self.workers, pin_memory=pin, prefetch_factor=ahead)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         matrices = [p for p in self.model.parameters() if p.dim() > 1]

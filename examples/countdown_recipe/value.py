@@ -60,7 +60,8 @@ class ValueHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits [N] of hidden states [N, width]."""
-        return self.out(functional.silu(self.dense(states))).squeeze(-1)
+        logits: Tensor = self.out(functional.silu(self.dense(states))).squeeze(-1)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Prefixes:
 def prefixes(
     model: LlamaForCausalLM, tasks: list[Countdown], texts: list[str], rewards: list[float], batch: int
 ) -> Prefixes:
-    states, labels, lines_to_go = [], [], []
+    states: list[Tensor] = []
+    labels: list[float] = []
+    lines_to_go: list[int] = []
     for start in range(0, len(tasks), batch):
         part = range(start, min(start + batch, len(tasks)))
         rows, where = np.full((len(part), 128), PAD), []
