@@ -65,7 +65,33 @@ def decode_block() -> str:
     return _with_source(_table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"fork": fork_block, "decode": decode_block}
+def search_block() -> str:
+    """What each algorithm solves within a budget of generated tokens, and what that takes."""
+    result = _load("search-cpu-countdown")
+    names = {"mcts": "MCTS", "best_of_n": "best of n", "greedy": "greedy decoding"}
+    rows = [
+        (
+            names[point["algorithm"]],
+            f"{point['budget']:,}",
+            f"{point['solved'] / point['problems']:.1%}",
+            f"{point['low']:.0%} – {point['high']:.0%}",
+            _short(point["tokens"]),
+        )
+        for point in result["raw"]["points"]
+    ]
+    header = (
+        f"{result['raw']['problems']} held-out Countdown problems",
+        "most tokens",
+        "solved",
+        "95 % interval",
+        "tokens spent, mean",
+    )
+    ratio = _short(result["metrics"]["search.mcts.token_ratio"])
+    note = f"At the highest solve rate that both reach, MCTS generates {ratio} times the tokens of best of n."
+    return _with_source(f"{_table(header, rows)}\n\n{note}", result)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"fork": fork_block, "decode": decode_block, "search": search_block}
 
 
 def _load(stem: str) -> dict[str, Any]:
