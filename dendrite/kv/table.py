@@ -74,7 +74,7 @@ class PageTables:
                 table[:todo] = ancestor._table[:todo]
                 break
             first = ancestor.base // page_size
-            if ancestor.pages and first < todo:
+            if ancestor.pages:
                 table[first:todo] = ancestor.pages[: todo - first]
                 todo = first
             ancestor = ancestor.parent

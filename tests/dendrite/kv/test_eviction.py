@@ -113,6 +113,7 @@ def test_leaves_go_before_what_they_continue(engine: SimulatedEngine) -> None:
     assert engine.cache.cached_pages == 2
     assert engine.cache.evict(1) == 1
     assert engine.freed[-1] is longer
+    engine.cache.check()
     assert engine.cache.evict(1) == 1
     assert engine.freed[-1] is root
 

@@ -109,6 +109,19 @@ def test_a_prefix_stays_known_as_long_as_any_path_has_it(gone: int) -> None:
     assert index.match([1, 2, 3]) == Match(nodes[1 - gone], 3)
 
 
+def test_a_continuation_stays_its_own_when_another_goes() -> None:
+    index = RadixIndex()
+    short, kept, gone = (bare_node(number) for number in range(3))
+    index.insert([1, 2], short)
+    index.insert([1, 2, 3], kept)
+    index.insert([1, 2, 4], gone)
+    index.remove(gone)
+    assert index.match([1, 2, 3]) == Match(kept, 3)
+    assert index.match([1, 2, 4]) == Match(short, 2)
+    index.remove(kept)
+    assert index.match([1, 2, 3]) == Match(short, 2)
+
+
 def test_a_long_path_is_no_deep_recursion() -> None:
     index = RadixIndex()
     node = bare_node(0)

@@ -39,6 +39,7 @@ def test_they_are_right_when_more_nodes_run_than_tables_are_kept() -> None:
     engine.cache.check()
     for child in children:
         assert engine.cache.page_table(child).tolist() == root.pages[:2] + child.pages
+    assert sum(child._table is not None for child in children) == 1024
 
 
 def test_it_is_an_int64_row() -> None:

@@ -235,3 +235,33 @@ def test_owner_names_a_node_whose_page_is_lost(engine: SimulatedEngine, root: No
     engine.cache.drop(root)
     with pytest.raises(InvariantViolation, match="no segment holds"):
         tail.owner(child, 16)
+
+
+def test_an_owner_is_pending_although_the_one_that_took_its_page_passed_it_on(
+    engine: SimulatedEngine, root: Node
+) -> None:
+    child = root.fork()[0]
+    root.release()
+    engine.decode(child, [1])
+    beside = child.at(0).fork()[0]
+    child.release()
+    engine.decode(beside, [2])
+    assert counters(engine) == (0, 2)
+    engine.cache.drop(beside)
+    assert engine.cache.pending_ancestors(beside) == [root]
+    for node in (root, beside):
+        engine.compute(node)
+    engine.verify([beside])
+
+
+def test_an_owner_that_is_still_being_computed_keeps_its_page(engine: SimulatedEngine) -> None:
+    root = engine.prompt(range(40), compute=False)
+    engine.compute(root, 20)
+    child = root.at(18).fork()[0]
+    root.release()
+    engine.decode(child, [1])
+    assert counters(engine) == (1, 0)
+    engine.compute(root)
+    engine.cache.drop(child)
+    engine.compute(child)
+    engine.verify([child])
