@@ -62,6 +62,19 @@ class EngineConfig(_Frozen):
         return self
 
 
+class Continuation(_Frozen):
+    """A continuation that was drawn before: its tokens and their natural-log probabilities at temperature 1."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len(self.tokens) != len(self.logprobs):
+            raise ValueError(f"{len(self.tokens)} tokens with {len(self.logprobs)} logprobs; each needs its own")
+        return self
+
+
 class SamplingParams(_Frozen):
     """How tokens are chosen and when a generation ends."""
 
@@ -84,6 +97,8 @@ class SamplingParams(_Frozen):
     """Texts that end the generation; the token that completes one is kept."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    without: tuple[Continuation, ...] = ()
+    """Continuations not to draw again: see `dendrite.engine.without`."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Overrides the key (tree, node) of the sampling noise by (seed, index of the branch in its call)."""
 

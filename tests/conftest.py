@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -17,3 +18,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 settings.register_profile("dendrite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dendrite"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dendrite")
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and some of them press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)

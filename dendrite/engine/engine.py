@@ -19,6 +19,7 @@ from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import EngineStats
 from dendrite.engine.stepper import Stepper, StepResult, TokenEvent
 from dendrite.engine.stopping import StopText
+from dendrite.engine.without import Without
 from dendrite.errors import InvalidArgument, NodeReleased
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
@@ -312,6 +313,7 @@ class Engine:
             stop_text=StopText(stops, self.tokenizer.stream()) if stops and self.tokenizer else None,
             stop_ids=frozenset(params.stop_token_ids).union(eos),
             counts=TokenCounts.of(node, params, self._vocabulary),
+            without=Without(params.without) if params.without else None,
         )
 
     def _check_nodes(self, nodes: list[Node], *, may_run: bool = False) -> None:

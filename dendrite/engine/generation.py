@@ -12,6 +12,7 @@ from dendrite.config import SamplingParams
 from dendrite.engine.paths import generated_on_path
 from dendrite.engine.sampler import has_penalty
 from dendrite.engine.stopping import StopText
+from dendrite.engine.without import Without
 from dendrite.errors import DendriteError
 from dendrite.kv.node import Node
 
@@ -24,7 +25,8 @@ class Generation:
 
     `seed` and `branch` key its sampling noise together with the position. `tip` is the slot of the hidden state that
     the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
-    of this generation; `counts` is there only if the settings have a penalty. A `probe` ends as soon as it has its
+    of this generation; `counts` is there only if the settings have a penalty,
+    `without` only if they name continuations to leave out. A `probe` ends as soon as it has its
     tip.
     """
 
@@ -40,6 +42,7 @@ class Generation:
     tip: int = -1
     produced: int = 0
     counts: TokenCounts | None = None
+    without: Without | None = None
     finish_reason: FinishReason | None = None
     error: DendriteError | None = None
 

@@ -87,7 +87,7 @@ class Stepper:
             return [], []
         logits = self._runner.logits_at([generation.tip for generation in decodes])
         batch = self._sampling_batch(decodes)
-        adjusted = self._penalised(logits, batch, decodes)
+        adjusted = self._adjusted(logits, batch, decodes)
         drawn = sample(adjusted, batch, self._noise(decodes))
         logprobs: list[float] = logprobs_of(logits, drawn).tolist()
         tokens: list[int] = drawn.tolist()
@@ -104,8 +104,8 @@ class Stepper:
             self._sampling = version, SamplingBatch.of(settings, decoder.config.vocab_size, decoder.device)
         return self._sampling[1]
 
-    def _penalised(self, logits: Tensor, batch: SamplingBatch, decodes: list[Generation]) -> Tensor:
-        if not batch.penalised:
+    def _adjusted(self, logits: Tensor, batch: SamplingBatch, decodes: list[Generation]) -> Tensor:
+        if not batch.penalised and not any(generation.without for generation in decodes):
             return logits
         logits = logits.clone()
         for row in batch.penalised:
@@ -117,7 +117,22 @@ class Stepper:
                 counts.seen.to(logits.device),
                 counts.generated.to(logits.device),
             )
+        self._leave_out(logits, decodes)
         return logits
+
+    def _leave_out(self, logits: Tensor, decodes: list[Generation]) -> None:
+        """Take the share of known continuations from the weights of the tokens they go on with, in place."""
+        rows: list[int] = []
+        tokens: list[int] = []
+        changes: list[float] = []
+        for row, generation in enumerate(decodes):
+            if generation.without is not None:
+                for token, log_share in generation.without.log_shares().items():
+                    rows.append(row)
+                    tokens.append(token)
+                    changes.append(log_share * (generation.params.temperature or 1.0))  # divided by it later
+        if rows:
+            logits[rows, tokens] += torch.tensor(changes, device=logits.device)
 
     def _noise(self, decodes: list[Generation]) -> npt.NDArray[np.float64]:
         keys = np.array([(g.seed, g.branch, g.node.length) for g in decodes], dtype=np.uint64)
@@ -202,6 +217,8 @@ class Stepper:
         generation.produced += 1
         if generation.counts is not None:
             generation.counts.add(token)
+        if generation.without is not None:
+            generation.without.push(token)
         if token in generation.stop_ids or (generation.stop_text is not None and generation.stop_text.push(token)):
             return "stop"
         full = generation.node.length >= self._longest_context

@@ -45,7 +45,7 @@ class MctsOptions(AlgorithmOptions):
     widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 0.3
     widening_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     """A node of N visits may have ceil(k N^alpha) children, and more only while all it has are closed."""
-    min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """A node draws no more once the model gives anything but its children less than this probability."""
     patience: Annotated[int, Field(ge=1)] = 8
     """Nor once so many draws in a row have repeated a child."""
@@ -76,8 +76,9 @@ class Mcts(Algorithm[MctsOptions]):
     """Monte Carlo tree search.
 
     A subtree is closed, and never selected again, once all its paths have come to their ends and its nodes
-    draw no more; the KV of its nodes is released at once. A draw that repeats a child counts as a visit of
-    the parent, at the child's mean, so that a node which only repeats itself loses its turn.
+    draw no more; the KV of its nodes is released at once. Children are drawn without replacement: no draw repeats
+    a child that had come back when it started. One that repeats a child drawn beside it counts as a visit of the
+    parent, at the child's mean, so that a node which only repeats itself loses its turn.
     """
 
     name: ClassVar[str] = "mcts"
@@ -128,7 +129,8 @@ class Mcts(Algorithm[MctsOptions]):
             return False
         greedy = self.options.greedy_first and not node.expansions
         draws = 1 if greedy else self.draws(node)
-        asked = flights.start(node, node.thought, draws, node.path, node.expansions, greedy=greedy)
+        known = [child.thought for child in node.children]
+        asked = flights.start(node, node.thought, draws, node.path, node.expansions, greedy=greedy, without=known)
         if asked:
             node.expansions += 1
             node.pending += asked

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeAlias, TypeVar
 
-from dendrite.config import SamplingParams
+from dendrite.config import Continuation, SamplingParams
 from dendrite.errors import ContextOverflow
 from dendrite.search.backend import Backend, Branch, NodeRef
 from dendrite.search.budget import Budget, Grant, Meter
@@ -45,9 +45,9 @@ class Thought:
     """A node of the search tree: one thought (a line, say), and the path that ends with it.
 
     `text` is the whole path after the prompt, `step` the thought alone, `path` the child indices from the
-    root. `logprob` is the natural log of the model's probability of `tokens` after the parent, at temperature
-    1. `reward` is the task's; None if the path is not terminal, so that it may be expanded further. A path is
-    terminal by the task's rule, at the task's greatest depth, or where the model has ended the sequence.
+    root. `logprobs` are the natural logs of the model's probabilities of `tokens` after the parent, at
+    temperature 1. `reward` is the task's; None if the path is not terminal, so that it may be expanded further. A
+    path is terminal by the task's rule, at the task's greatest depth, or where the model has ended the sequence.
     """
 
     node: NodeRef
@@ -55,9 +55,14 @@ class Thought:
     step: str = ""
     depth: int = 0
     tokens: tuple[int, ...] = ()
-    logprob: float = 0.0
+    logprobs: tuple[float, ...] = ()
     value: float | None = None
     reward: float | None = None
+
+    @property
+    def logprob(self) -> float:
+        """Natural log of the model's probability of the whole thought."""
+        return sum(self.logprobs)
 
     @property
     def terminal(self) -> bool:
@@ -114,7 +119,7 @@ class Session:
         reward = self.task.reward(text) if terminal else None
         if reward is not None:
             self.emit(TerminalFound(text, reward))
-        return Thought(branch.node, text, branch.text, depth, branch.tokens, sum(branch.logprobs), branch.value, reward)
+        return Thought(branch.node, text, branch.text, depth, branch.tokens, branch.logprobs, branch.value, reward)
 
     def emit(self, event: SearchEvent) -> None:
         """Tell whoever watches."""
@@ -183,12 +188,21 @@ class Flights(Generic[Owner]):
         self._flights.clear()
 
     def start(
-        self, owner: Owner, parent: Thought, children: int, path: tuple[int, ...], draw: int, *, greedy: bool = False
+        self,
+        owner: Owner,
+        parent: Thought,
+        children: int,
+        path: tuple[int, ...],
+        draw: int,
+        *,
+        greedy: bool = False,
+        without: Iterable[Thought] = (),
     ) -> int:
         """Expand `parent` as far as the budget allows, and return the number of children asked for.
 
         0 means that the budget has no room now; if nothing is in flight, it never will. `path` and `draw` key
         the sampling seed (see `derive_seed`). `greedy` decodes the most likely tokens, whatever the temperature.
+        The thoughts of `without` are not drawn again.
         """
         session = self._session
         grant = session.meter.grant(children, session.task.max_step_tokens)
@@ -198,6 +212,7 @@ class Flights(Generic[Owner]):
             max_tokens=grant.tokens,
             temperature=0.0 if greedy else self._temperature,
             stop=session.task.stop,
+            without=tuple(Continuation(tokens=each.tokens, logprobs=each.logprobs) for each in without),
             seed=derive_seed(session.seed, path, draw),
         )
         call = session.backend.expand(parent.node, grant.children, params)

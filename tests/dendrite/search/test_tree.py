@@ -14,7 +14,7 @@ from dendrite.search.tree import SearchNode
 def thought(
     step: str, probability: float = 0.5, tokens: tuple[int, ...] = (1,), reward: float | None = None
 ) -> Thought:
-    return Thought(step, step, step, 1, tokens, math.log(probability), None, reward)
+    return Thought(step, step, step, 1, tokens, (math.log(probability),), None, reward)
 
 
 def test_children_are_numbered_from_the_root_down() -> None:
@@ -62,7 +62,7 @@ def test_a_terminal_is_closed_from_the_start() -> None:
 
 def test_impossible_children_have_no_prior_to_divide() -> None:
     root = SearchNode(Thought("root"))
-    root.add(Thought("a", "a", "a", 1, (1,), -math.inf))
+    root.add(Thought("a", "a", "a", 1, (1,), (-math.inf,)))
     root.add(thought("b", 0.5))
     assert root.priors() == [0.0, 1.0]
     assert SearchNode(Thought("root")).priors() == []
@@ -70,8 +70,8 @@ def test_impossible_children_have_no_prior_to_divide() -> None:
 
 def test_very_unlikely_children_keep_their_ratio() -> None:
     root = SearchNode(Thought("root"))
-    root.add(Thought("a", "a", "a", 1, (1,), -2000.0))
-    root.add(Thought("b", "b", "b", 1, (2,), -2000.0 - math.log(3)))
+    root.add(Thought("a", "a", "a", 1, (1,), (-2000.0,)))
+    root.add(Thought("b", "b", "b", 1, (2,), (-2000.0 - math.log(3),)))
     assert root.priors() == pytest.approx([0.75, 0.25])
 
 
