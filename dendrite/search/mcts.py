@@ -25,10 +25,10 @@ from dendrite.search.tree import SearchNode
 class MctsOptions(AlgorithmOptions):
     """Settings of Monte Carlo tree search.
 
-    The defaults of `c`, `widening_k`, `widening_alpha`, `min_unseen`, `patience`, `temperature` and `greedy_first` are
-    those that took the fewest generated tokens on validation problems of Countdown with the packaged model; of these
-    only the temperature and `greedy_first` mattered much. They dive first and branch late: a node has one child until
-    a few visits below it have told what that is worth. Where many expansions in flight matter more than tokens, raise
+    The defaults of `c`, `widening_k`, `widening_alpha`, `min_unseen`, `patience`, `temperature` and `greedy_first` were
+    chosen on validation problems of Countdown with the packaged model, for the fewest generated tokens; widening, the
+    temperature and `greedy_first` mattered most. They dive first and branch late: a node has one child until a few
+    visits below it have told what that is worth. Where many expansions in flight matter more than tokens, raise
     `widening_k`.
     """
 

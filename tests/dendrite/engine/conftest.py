@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from dendrite.attention.base import ForwardBatch
-from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
 from dendrite.engine.engine import Engine
-from dendrite.kv.storage import KvStorage
 from dendrite.model.config import ModelConfig, RopeConfig
 from dendrite.model.decoder import Decoder
+from tests.recompute import logits_by_recomputation
 
 VOCABULARY = 97
 
@@ -60,21 +59,5 @@ def engine(make_engine: Callable[..., Engine]) -> Engine:
 
 @pytest.fixture(scope="session")
 def recompute(decoder: Decoder) -> Callable[[list[int]], torch.Tensor]:
-    """Logits [T, V] at every position of a token list, by one prefill in a storage of its own: the oracle of I5."""
-
-    def logits(tokens: list[int]) -> torch.Tensor:
-        pages = -(-len(tokens) // 16)
-        storage = KvStorage(TINY.num_layers, pages + 1, 16, TINY.num_kv_heads, TINY.head_dim)
-        batch = ForwardBatch(
-            tokens=torch.tensor(tokens),
-            positions=torch.arange(len(tokens)),
-            slots=torch.arange(len(tokens)) + 16,
-            query_start=[0, len(tokens)],
-            context=[len(tokens)],
-            page_table=torch.arange(1, pages + 1).unsqueeze(0),
-            shared_pages=[],
-        )
-        with torch.inference_mode():
-            return decoder.logits(decoder.forward(batch, TorchAttention(storage)))
-
-    return logits
+    """See `tests.recompute`."""
+    return partial(logits_by_recomputation, decoder)

@@ -13,16 +13,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from dendrite.attention.base import ForwardBatch
-from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Generation
 from dendrite.errors import OutOfPages
 from dendrite.kv.node import Node
-from dendrite.kv.storage import KvStorage
 from dendrite.model.config import ModelConfig, RopeConfig
 from dendrite.model.decoder import Decoder
+from tests.recompute import logits_by_recomputation
 
 SHAPE = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -40,23 +38,6 @@ SHAPE = ModelConfig(
 DECODER = Decoder.random(SHAPE, seed=1)
 
 
-def logits_of(tokens: list[int]) -> torch.Tensor:
-    count = len(tokens)
-    pages = -(-count // 8)
-    storage = KvStorage(SHAPE.num_layers, pages + 1, 8, SHAPE.num_kv_heads, SHAPE.head_dim)
-    batch = ForwardBatch(
-        tokens=torch.tensor(tokens),
-        positions=torch.arange(count),
-        slots=torch.arange(count) + 8,
-        query_start=[0, count],
-        context=[count],
-        page_table=torch.arange(1, pages + 1).unsqueeze(0),
-        shared_pages=[],
-    )
-    with torch.inference_mode():
-        return DECODER.logits(DECODER.forward(batch, TorchAttention(storage)))
-
-
 def small_engine() -> Engine:
     """14 pages of 8 tokens."""
     config = EngineConfig(
@@ -66,7 +47,7 @@ def small_engine() -> Engine:
 
 
 def assert_recomputation_agrees(node: Node) -> None:
-    fresh = torch.log_softmax(logits_of(node.path_tokens), -1)
+    fresh = torch.log_softmax(logits_by_recomputation(DECODER, node.path_tokens), -1)
     for at, logprob in enumerate(node.logprobs, start=node.length - len(node.logprobs)):
         assert abs(fresh[at - 1, node.path_tokens[at]].item() - logprob) < 1e-4
 
