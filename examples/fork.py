@@ -10,7 +10,7 @@ from dendrite import Engine
 
 def main() -> None:
     engine = Engine.from_pretrained("countdown")
-    root = engine.prefill("Numbers: 3 7 8 25. Target: 99.\n")
+    root = engine.prefill("Numbers: 3 7 8 25. Target: 92.\n")
 
     branches = root.fork(8)  # copies nothing: the branches read the prompt's KV
     engine.decode(branches, max_tokens=32, stop="\n", temperature=1.0)

@@ -22,8 +22,9 @@ tags: [countdown, dendrite, byte-level, value-head]
 A small Llama that plays Countdown: reach a target from three or four numbers with + - * /, using each number once.
 It is packaged with Dendrite for examples, tests and measurements of search, and is good for nothing else.
 
-    Numbers: 3 7 8 25. Target: 99.
-    25*4=100 …
+    Numbers: 3 7 8 25. Target: 92.
+    7-3=4 (4 8 25)
+    …
 
 One equation a line, then the numbers left in brackets; the format and the rule are those of
 `dendrite/search/tasks/countdown.py`. A token is a byte (ids 0–255), {end} ends the sequence, {pad} pads.

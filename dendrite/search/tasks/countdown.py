@@ -1,9 +1,9 @@
 """Countdown: reach a target from a few numbers with + - * /, one equation a line.
 
-    Numbers: 3 7 8 25. Target: 99.      the prompt: numbers in ascending order
+    Numbers: 3 7 8 25. Target: 92.      the prompt: numbers in ascending order
     7-3=4 (4 8 25)                      a thought: one equation, then the numbers that are left
     25*4=100 (8 100)
-    100-8=92 (92)                       one number is left: the derivation is complete (and here it misses)
+    100-8=92 (92)                       one number is left: the derivation is complete
 
 The rule: every operand is one of the numbers left, each used once; the result is a non-negative integer, and
 a division leaves no remainder; the numbers in brackets are exactly those left, in any order; all numbers must
