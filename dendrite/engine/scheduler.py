@@ -334,6 +334,9 @@ class Scheduler:
             self._rest(request.node, 0.0)
             for generation in request.waiting:
                 self._fail(generation, error)
+            for job in [j for j in self._computing.values() if request.node in self._cache.pending_ancestors(j.node)]:
+                if self._computing.get(job.node) is job:  # else it has failed with one of the others
+                    self._fail(job, error)  # what continues KV that cannot be computed cannot be computed either
         else:
             request.finish_reason = "cancelled" if isinstance(error, Cancelled) else "error"
             self._forget(request)
