@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.engine.engine import Engine
-from dendrite.engine.generation import Generation
+from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.scheduler import Scheduler
+from dendrite.errors import OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -38,3 +39,18 @@ def test_no_page_is_the_target_of_two_copies_in_one_step() -> None:
 def test_a_step_without_work_is_empty(make_engine: Callable[..., Engine]) -> None:
     result = make_engine().step()
     assert (result.events, result.generations, result.computes) == ([], [], [])
+
+
+def test_what_continues_kv_that_cannot_be_computed_fails_with_it() -> None:
+    cache = KvCache(1 + 3, 8)
+    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64))
+    root = cache.new_tree(list(range(40)), tree_id=1, seed=0, detokenize=lambda tokens: "")
+    (child,) = root.fork()
+    child.tokens.extend(range(8))
+    job = Compute(child)
+    scheduler.compute(job)
+    for _ in range(3):
+        assert scheduler.schedule().empty
+    assert isinstance(job.error, OutOfPages)
+    scheduler.take_ended()
+    assert not scheduler.has_work
