@@ -67,8 +67,7 @@ class AsyncEngine:
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` after `node`."""
         parent = _node(node)
-        if not tokens:
-            raise InvalidArgument("tokens", tokens, "at least one token")
+        tokens = self.engine.token_ids(tokens, "tokens")
         probe = await self._call(lambda: self.engine.submit_probe(parent))
         await self._finish([probe])
         scores = await self._call(lambda: self.engine.first_score(probe, tokens))
@@ -96,7 +95,7 @@ class AsyncEngine:
 
     async def stats(self) -> BackendStats:
         """Totals of the engine."""
-        seen = self.engine.stats()
+        seen = await self._call(self.engine.stats)
         return BackendStats(
             prefill_tokens=seen.prefill_tokens,
             recomputed_tokens=seen.recomputed_tokens,
@@ -142,8 +141,7 @@ class AsyncEngine:
         try:
             return kids, self.engine.submit(kids, params)
         except BaseException:
-            for kid in kids:
-                kid.release()
+            self._abandon(kids, ())
             raise
 
     def _abandon(self, kids: Sequence[Node], generations: Sequence[Generation]) -> None:
@@ -227,9 +225,12 @@ class AsyncEngine:
         if self._thread is None:
             return self.engine.step()
         self._stepping = True
+        step = asyncio.get_running_loop().run_in_executor(self._thread, self.engine.step)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self.engine.step)
+            return await asyncio.shield(step)
         finally:
+            if not step.done():  # cancelled: the thread still works on the engine
+                await asyncio.wait([step])
             self._stepping = False
             self._drain_mailbox()
 

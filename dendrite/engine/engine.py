@@ -20,7 +20,7 @@ from dendrite.engine.stats import EngineStats
 from dendrite.engine.stepper import Stepper, StepResult, TokenEvent
 from dendrite.engine.stopping import StopText
 from dendrite.engine.without import Without
-from dendrite.errors import InvalidArgument, NodeReleased
+from dendrite.errors import ContextOverflow, InvalidArgument, NodeReleased
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.storage import KvStorage
@@ -153,7 +153,7 @@ class Engine:
 
         The tree is left as it was.
         """
-        tokens = self._token_ids(continuation, "continuation")
+        tokens = self.token_ids(continuation, "continuation")
         probe = self.submit_probe(node)
         self._run_until(probe)
         scores = self.first_score(probe, tokens)
@@ -227,15 +227,11 @@ class Engine:
 
     def submit_prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> tuple[Node, Compute | None]:
         """Like `prefill`, without running it: the root and its job, None if the prompt is cached as a whole."""
-        tokens = self._token_ids(prompt, "prompt")
+        tokens = self.token_ids(prompt, "prompt")
         self._trees += 1
         key = seed if seed is not None else (self.config.seed * _SEED_STRIDE + self._trees) & _MASK
         root = self.cache.new_tree(tokens, tree_id=self._trees, seed=key, detokenize=self._detokenize)
-        try:
-            check_context(root, self.longest_context)
-        except BaseException:
-            root.release()
-            raise
+        self._check_room(root)
         self._stepper.counters.cached_tokens += root.base
         if not root.tokens:
             return root, None
@@ -273,9 +269,28 @@ class Engine:
         """Queue a scratch child of `node` whose job gathers the log-probabilities of `tokens[1:]`; release it after."""
         child = node.fork()[0]
         child.tokens.extend(tokens[:-1])
+        self._check_room(child)
         job = Compute(child, collect=list(tokens[1:]))
         self._scheduler.compute(job)
         return child, job
+
+    def token_ids(self, text: str | Sequence[int], field: str) -> list[int]:
+        """Encode a text, or check given ids; `field` is what an error calls them.
+
+        Raises:
+            InvalidArgument: there is no token, or one that the vocabulary lacks.
+        """
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise InvalidArgument(field, text, "the model folder has no tokenizer: pass token ids")
+            tokens = self.tokenizer.encode(text)
+        else:
+            tokens = [int(token) for token in text]
+        if not tokens:
+            raise InvalidArgument(field, text, "at least one token")
+        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
+            raise InvalidArgument(field, text, f"token ids from 0 to {self._vocabulary - 1}")
+        return tokens
 
     def first_score(self, probe: Generation, tokens: Sequence[int]) -> list[float]:
         """Log-probability of the first of `tokens` after a finished probe's node."""
@@ -332,18 +347,13 @@ class Engine:
                 raise InvalidArgument("nodes", node.id, "a node with at least one token on its path")
             check_context(node, self.longest_context)
 
-    def _token_ids(self, text: str | Sequence[int], field: str) -> list[int]:
-        if isinstance(text, str):
-            if self.tokenizer is None:
-                raise InvalidArgument(field, text, "the model folder has no tokenizer: pass token ids")
-            tokens = self.tokenizer.encode(text)
-        else:
-            tokens = [int(token) for token in text]
-        if not tokens:
-            raise InvalidArgument(field, text, "at least one token")
-        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
-            raise InvalidArgument(field, text, f"token ids from 0 to {self._vocabulary - 1}")
-        return tokens
+    def _check_room(self, node: Node) -> None:
+        """Release a new node that leaves no room in the context, and say so."""
+        try:
+            check_context(node, self.longest_context)
+        except ContextOverflow:
+            node.release()
+            raise
 
     def _detokenize(self, tokens: Sequence[int]) -> str:
         if self.tokenizer is None:

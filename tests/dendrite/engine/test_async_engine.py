@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from dendrite.config import SamplingParams
 from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
-from dendrite.errors import Cancelled, InvalidArgument, NodeReleased
+from dendrite.engine.stepper import StepResult
+from dendrite.errors import Cancelled, ContextOverflow, InvalidArgument, NodeReleased
 
 PROMPT = list(range(20))
 SHORT = SamplingParams(max_tokens=6, seed=3)
@@ -143,3 +146,43 @@ async def test_what_a_cancelled_caller_never_heard_of_is_released(engine: Engine
         await busy
     await backend.aclose()
     assert engine.stats().pages_held == 0
+
+
+async def test_scores_refuse_what_the_engine_refuses_and_harm_nobody(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    good = asyncio.create_task(backend.expand(root, 2, SHORT))
+    for tokens in ([], [97], [1, -1]):
+        with pytest.raises(InvalidArgument, match="tokens"):
+            await backend.score(root, tokens)
+    with pytest.raises(ContextOverflow) as overflow:
+        await backend.score(root, [1] * 494)
+    assert (overflow.value.tokens, overflow.value.limit) == (514, 512)
+    assert len(await backend.score(root, [1] * 492)) == 492
+    assert len(await good) == 2
+    assert root.child_count == 2
+    await backend.aclose()
+
+
+async def test_stats_and_closing_wait_for_the_step_that_runs(engine: Engine) -> None:
+    backend = AsyncEngine(engine, threaded=True)
+    root = await backend.prefill(PROMPT)
+    inside = threading.Event()
+    stepping = engine.step
+
+    def slow_step() -> StepResult:
+        inside.set()
+        time.sleep(0.2)
+        result = stepping()
+        inside.clear()
+        return result
+
+    engine.step = slow_step  # type: ignore[method-assign]
+    task = asyncio.create_task(backend.expand(root, 2, SamplingParams(max_tokens=400)))
+    for wait in (backend.stats, backend.aclose):
+        while not inside.is_set():
+            await asyncio.sleep(0.01)
+        await wait()
+        assert not inside.is_set()
+    with pytest.raises(Cancelled):
+        await task
