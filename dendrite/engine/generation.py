@@ -25,9 +25,8 @@ class Generation:
 
     `seed` and `branch` key its sampling noise together with the position. `tip` is the slot of the hidden state that
     the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
-    of this generation; `counts` is there only if the settings have a penalty,
-    `without` only if they name continuations to leave out. A `probe` ends as soon as it has its
-    tip.
+    of this generation; `counts` is there only if the settings have a penalty, `without` only if they name
+    continuations to leave out. A `probe` ends as soon as it has its tip.
     """
 
     node: Node

@@ -13,7 +13,8 @@ samples from (a *tip*), which is missing after a fork at an inner token. Both ar
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from dendrite.config import EngineConfig
 from dendrite.engine.generation import Compute, Generation
@@ -199,7 +200,7 @@ class Scheduler:
             if self.version != before and generation not in self.running:
                 continue  # it was preempted for one of a higher rank
             try:
-                copy = self._reserve(generation.node, 1, generation.rank())
+                copy = self._reserve(generation.node, 1, partial(self._room_for_decode, generation))
             except OutOfPages as error:
                 if len(self.running) == 1 and not self._retips:  # nothing is left that could give pages back
                     self._fail(generation, error)
@@ -225,10 +226,11 @@ class Scheduler:
                 continue
             start = job.node.computed
             count = min(room, len(job.node.tokens) - start)
+            alone = idle_otherwise and not chunks
             try:
-                copy = self._reserve_chunk(job, count, alone=idle_otherwise and not chunks)
+                copy = self._reserve(job.node, count, partial(self._room_for_chunk, job.node, alone))
             except OutOfPages as error:
-                if idle_otherwise and not chunks:
+                if alone:
                     self._fail(job, error)
                     continue
                 break  # running nodes will give their pages back
@@ -238,23 +240,20 @@ class Scheduler:
             room -= count
         return chunks
 
-    def _reserve_chunk(self, job: Compute, count: int, *, alone: bool) -> TailCopy | None:
-        while True:
-            try:
-                return self._cache.reserve(job.node, count)
-            except OutOfPages as error:
-                if self._drop_idle(error.need - error.free, job.node) or (alone and self._drop_other_job(job.node)):
-                    continue
-                raise
-
-    def _reserve(self, node: Node, count: int, rank: tuple[float, int]) -> TailCopy | None:
+    def _reserve(self, node: Node, count: int, make_room: Callable[[int], bool]) -> TailCopy | None:
+        """Slots for `count` more tokens; `make_room` is asked for the missing pages until it frees none."""
         while True:
             try:
                 return self._cache.reserve(node, count)
             except OutOfPages as error:
-                short = error.need - error.free
-                if not (self._drop_idle(short) or self._preempt_below(rank) or self._drop_other_job(node)):
+                if not make_room(error.need - error.free):
                     raise
+
+    def _room_for_decode(self, generation: Generation, pages: int) -> bool:
+        return self._drop_idle(pages) or self._preempt_below(generation.rank()) or self._drop_other_job(generation.node)
+
+    def _room_for_chunk(self, node: Node, alone: bool, pages: int) -> bool:
+        return self._drop_idle(pages, node) or (alone and self._drop_other_job(node))
 
     def _drop_idle(self, pages: int, *spared: Node) -> bool:
         """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free.

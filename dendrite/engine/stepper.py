@@ -105,7 +105,8 @@ class Stepper:
         return self._sampling[1]
 
     def _adjusted(self, logits: Tensor, batch: SamplingBatch, decodes: list[Generation]) -> Tensor:
-        if not batch.penalised and not any(generation.without for generation in decodes):
+        rows, tokens, changes = self._left_out(decodes)
+        if not batch.penalised and not rows:
             return logits
         logits = logits.clone()
         for row in batch.penalised:
@@ -117,11 +118,12 @@ class Stepper:
                 counts.seen.to(logits.device),
                 counts.generated.to(logits.device),
             )
-        self._leave_out(logits, decodes)
+        if rows:
+            logits[rows, tokens] += torch.tensor(changes, device=logits.device)
         return logits
 
-    def _leave_out(self, logits: Tensor, decodes: list[Generation]) -> None:
-        """Take the share of known continuations from the weights of the tokens they go on with, in place."""
+    def _left_out(self, decodes: list[Generation]) -> tuple[list[int], list[int], list[float]]:
+        """Rows, tokens and changes of their logits that take the share of known continuations away."""
         rows: list[int] = []
         tokens: list[int] = []
         changes: list[float] = []
@@ -131,8 +133,7 @@ class Stepper:
                     rows.append(row)
                     tokens.append(token)
                     changes.append(log_share * (generation.params.temperature or 1.0))  # divided by it later
-        if rows:
-            logits[rows, tokens] += torch.tensor(changes, device=logits.device)
+        return rows, tokens, changes
 
     def _noise(self, decodes: list[Generation]) -> npt.NDArray[np.float64]:
         keys = np.array([(g.seed, g.branch, g.node.length) for g in decodes], dtype=np.uint64)

@@ -20,7 +20,8 @@ class BestOfNOptions(AlgorithmOptions):
     in_flight: Annotated[int, Field(ge=1, le=4096)] = 8
     """Samples decoded at a time. As one ends the next begins."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.8
-    """The default is the best of 0.6 to 1.0 on validation problems of Countdown with the packaged model."""
+    """The default is the best of 0.6 to 1.0 on validation problems of Countdown with the packaged model, at
+    1,024 tokens a problem."""
 
 
 class BestOfN(Algorithm[BestOfNOptions]):

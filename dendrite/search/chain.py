@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 from dendrite.search.session import Flights, Landing, Session, Thought
-
-ChainOwner = TypeVar("ChainOwner", bound="Chain")
 
 
 @dataclass(slots=True, eq=False)
@@ -30,11 +28,11 @@ class Chain:
         """Whether nothing can follow."""
         return self.cut or self.end.terminal
 
-    def extend(self: ChainOwner, flights: Flights[ChainOwner]) -> bool:
+    def extend(self, flights: Flights[Any]) -> bool:
         """Start decoding the next thought; False if the budget has no room now."""
         return flights.start(self, self.end, 1, self.path, len(self.thoughts)) > 0
 
-    def take(self, landing: Landing[ChainOwner]) -> None:
+    def take(self, landing: Landing[Any]) -> None:
         """Append the thought that has come back."""
         self.thoughts.extend(landing.thoughts)
         self.cut = not landing.thoughts

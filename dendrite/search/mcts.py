@@ -120,7 +120,7 @@ class Mcts(Algorithm[MctsOptions]):
         """
         if self._rollouts:
             rollout = self._rollouts[0]
-            started = flights.start(rollout, rollout.end, 1, rollout.path, len(rollout.thoughts)) > 0
+            started = rollout.extend(flights)
             if started:
                 self._rollouts.popleft()
             return started
@@ -219,8 +219,7 @@ class Mcts(Algorithm[MctsOptions]):
 
     def _go_on(self, rollout: Rollout, landing: Landing[Owner]) -> None:
         """Take a rollout's next thought; back its reward up if it was the last."""
-        rollout.thoughts.extend(landing.thoughts)
-        rollout.cut = not landing.thoughts
+        rollout.take(landing)
         if not rollout.finished:
             rollout.node.depart(1)
             self._rollouts.append(rollout)
@@ -241,23 +240,20 @@ class Mcts(Algorithm[MctsOptions]):
                 if place.parent is not None:
                     self.session.discard(place.thought)
 
-    def _leaves(self) -> Iterator[Thought]:
+    def _places(self) -> Iterator[SearchNode]:
+        """The root and all nodes below it, parents first, siblings as they were drawn."""
         places = [self.root] if self.root else []
         while places:
             node = places.pop()
             places.extend(reversed(node.children))
-            if not node.children:
-                yield node.thought
+            yield node
 
     def best(self) -> Thought | None:
         """The best rewarded terminal, rollouts included, else the terminal or leaf of the highest value."""
-        return best_of([*self._leaves(), *self._rollout_ends])
+        leaves = (node.thought for node in self._places() if not node.children)
+        return best_of([*leaves, *self._rollout_ends])
 
     @property
     def nodes(self) -> int:
         """The root and all distinct thoughts; rollouts don't count."""
-        count, places = 0, [self.root] if self.root else []
-        while places:
-            count += 1
-            places.extend(places.pop().children)
-        return max(count, 1)
+        return max(1, sum(1 for _ in self._places()))

@@ -11,25 +11,9 @@ import torch
 
 from dendrite.config import EngineConfig
 from dendrite.engine.engine import Engine
-from dendrite.model.config import ModelConfig, RopeConfig
 from dendrite.model.decoder import Decoder
 from tests.recompute import logits_by_recomputation
-
-VOCABULARY = 97
-
-TINY = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(theta=10_000.0),
-    max_context=512,
-)
+from tests.tiny_config import TINY
 
 
 @pytest.fixture(scope="session")

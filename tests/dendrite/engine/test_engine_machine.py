@@ -6,6 +6,7 @@ Two drivers: a stateful machine, which shrinks what it finds, and plain random w
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,21 +19,17 @@ from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Generation
 from dendrite.errors import OutOfPages
 from dendrite.kv.node import Node
-from dendrite.model.config import ModelConfig, RopeConfig
 from dendrite.model.decoder import Decoder
 from tests.recompute import logits_by_recomputation
+from tests.tiny_config import TINY
 
-SHAPE = ModelConfig(
-    architecture="LlamaForCausalLM",
+SHAPE = replace(
+    TINY,
     vocab_size=31,
     hidden_size=16,
     intermediate_size=32,
-    num_layers=2,
     num_heads=2,
     num_kv_heads=1,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(theta=10_000.0),
     max_context=128,
 )
 DECODER = Decoder.random(SHAPE, seed=1)

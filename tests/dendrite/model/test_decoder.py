@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path as FilePath
 
 import pytest
@@ -12,10 +13,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from dendrite.attention.base import ForwardBatch
 from dendrite.errors import InvalidArgument
-from dendrite.model.config import ModelConfig, RopeConfig
 from dendrite.model.decoder import Decoder
 from tests.dendrite.model.families import FAMILIES, VOCABULARY, make_model
 from tests.dendrite.model.paged import PagedDecoder, Path
+from tests.tiny_config import TINY
 
 TOLERANCE = 1e-4
 
@@ -107,19 +108,7 @@ def test_bfloat16_stays_near_float32(models: tuple[PreTrainedModel, Decoder], tm
     assert (logits - expected).norm() <= 5e-2 * expected.norm()
 
 
-CONFIG = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=50,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(theta=10_000.0),
-    max_context=128,
-)
+CONFIG = replace(TINY, vocab_size=50, max_context=128)
 
 
 def test_random_weights_repeat_by_seed() -> None:
