@@ -1,4 +1,11 @@
-"""Decode 64 branches of one prompt on the CPU, beside transformers in the same process.
+"""Decoding: 64 branches on the CPU beside transformers, or the decode step of a model shape by batch size.
+
+With `--shape NAME`: milliseconds a token of 1, 8, 64 and 256 branches of a short prompt on a model of random weights,
+the share of the copy bandwidth that this comes to, and with `--profile` the time by kernel; see `benchmarks.steps`.
+
+    python -m benchmarks.decode --device cuda --shape tinyllama [--profile] [--runs N] [--out DIR]
+
+Without, 64 branches of one prompt on the CPU, beside transformers in the same process.
 
 Each run takes a new random prompt of 256 tokens, so that no cache of an earlier run serves it, and is timed from the
 prompt to the last of 64 × 32 sampled tokens (float32, temperature 1, no end of sequence). Three ways take turns:
@@ -7,7 +14,7 @@ prompt to the last of 64 × 32 sampled tokens (float32, temperature 1, no end of
 - transformers: `generate(num_return_sequences=64)`;
 - transformers with the prompt run once and its cache expanded by hand to 64 rows, then `generate`.
 
-Run it with `python -m benchmarks.decode [--model NAME] [--runs N] [--threads N]`.
+    python -m benchmarks.decode [--model NAME] [--runs N] [--threads N]
 """
 
 from __future__ import annotations
@@ -17,13 +24,21 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
-from benchmarks.common import spread, write_result
-from dendrite import Engine
+from benchmarks.common import RESULTS, spread, write_result
+from benchmarks.machine import copy_bandwidth, hardware_name, installed
+from benchmarks.models import SHAPES
+from benchmarks.steps import BATCHES, Lengths, kernel_times, least_bytes, print_kernels, step_times
+from benchmarks.workloads import random_prompts
+from dendrite import Engine, EngineConfig
+from dendrite.model.decoder import Decoder
 from dendrite.model.folder import resolve
+
+if TYPE_CHECKING:  # it takes seconds to import, and a shape's steps need none of it
+    from transformers import GenerationConfig, PreTrainedModel
 
 BRANCHES = 64
 PROMPT = 256
@@ -67,6 +82,8 @@ class TransformersShared:
 
     def __call__(self, prompt: list[int]) -> int:
         """Generate, and return the number of tokens generated."""
+        from transformers import DynamicCache
+
         ids = torch.tensor([prompt])
         cache = DynamicCache(config=self._model.config)
         self._model(ids[:, :-1], cache=cache, use_cache=True, logits_to_keep=1)
@@ -77,6 +94,8 @@ class TransformersShared:
 
 
 def _sampling(num_return_sequences: int = 1) -> GenerationConfig:
+    from transformers import GenerationConfig
+
     return GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -106,40 +125,99 @@ def measure(ways: dict[str, Callable[[list[int]], int]], runs: int, vocabulary: 
     return rates
 
 
-def main() -> None:
-    """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description="Decode 64 branches on the CPU, beside transformers.")
-    parser.add_argument("--model", default="countdown", help="a packaged model, or a Hugging Face folder")
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def compare(model: str, runs: int, threads: int, folder: Path) -> None:
+    """Measure 64 branches beside transformers, print and write the result."""
+    from transformers import AutoModelForCausalLM
 
-    folder = resolve(arguments.model)
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.set_num_threads(threads)
+    source = resolve(model)
+    peer = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     ways: dict[str, Callable[[list[int]], int]] = {
-        "n64": Dendrite(folder),
+        "n64": Dendrite(source),
         "transformers": Transformers(peer),
         "transformers_shared": TransformersShared(peer),
     }
     with torch.inference_mode():
-        rates = measure(ways, arguments.runs, peer.config.vocab_size)
+        rates = measure(ways, runs, peer.config.vocab_size)
     rows = {name: spread(values) for name, values in rates.items()}
     metrics = {f"decode.{name}.tok_s": row["median"] for name, row in rows.items()}
     own = rows["n64"]["median"]
     metrics["decode.speedup"] = own / rows["transformers"]["median"]
     metrics["decode.speedup_shared"] = own / rows["transformers_shared"]["median"]
+    raw = {"threads": threads, "branches": BRANCHES, "prompt": PROMPT, "tokens": TOKENS, **rows}
+    finish(source.name, "cpu", metrics, raw, ("transformers",), folder)
+
+
+def measure_steps(
+    shape: str, device: torch.device, runs: int, with_profile: bool, folder: Path, lengths: Lengths | None = None
+) -> None:
+    """Measure the decode step by batch size, print and write the result."""
+    lengths = lengths or Lengths()
+    copy_gb_s = copy_bandwidth(device)
+    decoder = Decoder.random(SHAPES[shape], torch.bfloat16 if device.type == "cuda" else torch.float32, device=device)
+    prompts = random_prompts(decoder.config.vocab_size)
+    metrics: dict[str, float] = {}
+    raw: dict[str, Any] = {"copy_gb_s": copy_gb_s, "prompt": lengths.prompt, "tokens": lengths.tokens, "runs": {}}
+    config = EngineConfig(device="cuda" if device.type == "cuda" else "cpu", max_running=max(BATCHES))
+    with Engine(decoder, config=config) as engine:
+        for batch in BATCHES:
+            times = step_times(engine, prompts, batch, runs, lengths)
+            needed = least_bytes(decoder.config, decoder.dtype.itemsize, batch, lengths)
+            metrics[f"decode.b{batch}.ms_per_token"] = times["median"]
+            metrics[f"decode.b{batch}.tok_s"] = 1e3 * batch / times["median"]
+            metrics[f"decode.b{batch}.copy_fraction"] = needed / (times["median"] * 1e6) / copy_gb_s
+            raw["runs"][f"decode.b{batch}.ms_per_token"] = times
+            print(f"batch {batch}: {times['median']:.3f} ms a token", flush=True)
+        if with_profile:
+            raw["profile"] = [kernel_times(engine, prompts, batch, lengths, device) for batch in BATCHES]
+            for found in raw["profile"]:
+                print_kernels(found)
+        raw["engine"] = engine.stats().to_dict()
+    finish(shape, hardware_name(device), metrics, raw, installed(("triton", "flashinfer-python")), folder)
+
+
+def finish(
+    subject: str,
+    hardware: str,
+    metrics: dict[str, float],
+    raw: dict[str, Any],
+    packages: tuple[str, ...],
+    folder: Path,
+) -> None:
+    """Print the figures and write them down."""
     path = write_result(
         benchmark="decode",
-        subject=folder.name,
-        hardware="cpu",
+        subject=subject,
+        hardware=hardware,
         metrics=metrics,
-        raw={"threads": arguments.threads, "branches": BRANCHES, "prompt": PROMPT, "tokens": TOKENS, **rows},
-        packages=("transformers",),
+        raw=raw,
+        packages=packages,
+        folder=folder,
     )
     for name, value in metrics.items():
-        print(f"{name:32} {value:10,.2f}")
+        print(f"{name:32} {value:12,.3f}")
     print(f"written to {path}")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description="Decode branches: beside transformers, or a model shape's step.")
+    parser.add_argument("--model", default="countdown", help="a packaged model, or a Hugging Face folder")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="measure the decode step of this shape instead")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda goes with --shape")
+    parser.add_argument("--profile", action="store_true", help="with --shape: the time by kernel too")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="without --shape")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    given = parser.parse_args()
+    if given.runs < 1:
+        parser.error("--runs must be at least 1")
+    if given.shape is None and (given.device == "cuda" or given.profile):
+        parser.error("--device cuda and --profile need --shape")
+    if given.shape is None:
+        compare(given.model, given.runs, given.threads, given.out)
+    else:
+        measure_steps(given.shape, torch.device(given.device), given.runs, given.profile, given.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `dendrite solve`."""
+"""The command line: `dendrite solve`, `dendrite bench`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 import dendrite
+from dendrite.bench import BENCHMARKS, run_benchmark
 from dendrite.errors import ClusterError, DendriteError, InvalidArgument
 from dendrite.interrupts import interrupts_held
 from dendrite.jobs import LocalSolver, OutcomeFile, Solver
@@ -146,6 +147,21 @@ def solve(
         console.print(f"results: {path}", highlight=False, soft_wrap=True)
     if summary.errors:
         _fail(f"{summary.errors} of {summary.done} problems failed, the first with: {summary.first_error}", 1)
+
+
+@app.command(
+    # What follows the name is the benchmark's own, `--help` included.
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def bench(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(BENCHMARKS)}; its own arguments follow.")],
+) -> None:
+    """Run a benchmark of this checkout, as `python -m benchmarks.NAME` does."""
+    try:
+        raise typer.Exit(run_benchmark(name, context.args))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _tasks(kind: str, count: int, numbers: str | None, target: int | None, seed: int) -> Sequence[Task]:

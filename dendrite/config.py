@@ -38,12 +38,19 @@ class EngineConfig(_Frozen):
 
     page_size: Literal[8, 16, 32] = 16
     """Tokens per KV page."""
-    kv_tokens: Annotated[int, Field(ge=64)] = 65_536
-    """Capacity of the KV pool in tokens, rounded up to whole pages."""
+    kv_tokens: Annotated[int, Field(ge=64)] | None = None
+    """Capacity of the KV pool in tokens, rounded up to whole pages. None is 65,536 on the CPU; on CUDA it is what
+    `memory_fraction` leaves after the weights."""
+    memory_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """Share of the GPU's memory that weights and KV may fill; what the steps work in comes from the rest."""
     max_batch_tokens: Annotated[int, Field(ge=16)] = 2_048
     """Most tokens one step may run: decoding nodes first, the rest of the room goes to prefill chunks."""
     max_running: Annotated[int, Field(ge=1)] = 256
     """Most nodes that may decode in one step."""
+    max_burst: Annotated[int, Field(ge=1, le=256)] = 32
+    """Most tokens that a node generates on the GPU before the host looks at them. The CPU looks at each one."""
+    cuda_graphs: bool = True
+    """Whether decode steps on CUDA are replayed as graphs; without, each kernel is launched by the host."""
     prefix_cache: bool = True
     """Whether released prompts stay cached until their pages are needed, and new prompts look for them."""
     device: Literal["cpu", "cuda", "auto"] = "auto"

@@ -32,6 +32,14 @@ class InvalidArgument(DendriteError, ValueError):
         super().__init__(f"{field}={self.value}: {limit}")
 
 
+class MissingDependency(DendriteError):
+    """Something that is not part of Dendrite is needed and is not there: names it, why, and how to get it."""
+
+    def __init__(self, package: str, why: str, remedy: str) -> None:
+        self.package, self.why, self.remedy = package, why, remedy
+        super().__init__(f"{package} is missing: {why}; {remedy}")
+
+
 class OutOfPages(DendriteError):
     """The KV pool cannot supply the pages asked for, even after eviction; nothing was changed."""
 

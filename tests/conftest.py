@@ -14,6 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+# Without a GPU the Triton kernels run in their interpreter, which must be chosen before they are defined.
+if not any(os.path.exists(device) for device in ("/dev/nvidia0", "/dev/nvidiactl")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A busy machine must not fail a property, so an example has no deadline. CI draws the same ones each time.
 settings.register_profile("dendrite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dendrite"), derandomize=True, print_blob=True)

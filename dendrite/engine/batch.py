@@ -11,6 +11,7 @@ import torch
 from dendrite.attention.base import ForwardBatch
 from dendrite.engine.plan import Plan, Retip
 from dendrite.kv.cache import KvCache
+from dendrite.transfer import send
 
 _MIN_SHARED_PAGES = 4
 """A shorter common prefix is not worth a pass of its own."""
@@ -54,17 +55,14 @@ class BatchBuilder:
             tables.append(table)
         table = self._stack(tables, lengths)
         return ForwardBatch(
-            tokens=self._tensor(tokens),
-            positions=self._tensor(positions),
-            slots=self._tensor(slots),
+            tokens=send(tokens, self._device),
+            positions=send(positions, self._device),
+            slots=send(slots, self._device),
             query_start=starts,
             context=lengths,
             page_table=torch.from_numpy(table).to(self._device),
             shared_pages=shared_runs(table[:singles], lengths[:singles], size),
         )
-
-    def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device)
 
     def _stack(self, tables: Sequence[Table], lengths: Sequence[int]) -> Table:
         """[B, P] int64, rows padded with the scratch page."""

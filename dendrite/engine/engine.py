@@ -9,15 +9,16 @@ from typing import Any, Self
 
 import torch
 
-from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig, SamplingParams, checked
-from dendrite.engine.generation import Compute, Generation, TokenCounts
+from dendrite.engine.capacity import kv_pages
+from dendrite.engine.device import make_attention, make_device_loop
+from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts
 from dendrite.engine.paths import check_context
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import logprobs_of
 from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import EngineStats
-from dendrite.engine.stepper import Stepper, StepResult, TokenEvent
+from dendrite.engine.stepper import Stepper, StepResult, TokenEvent, span_events
 from dendrite.engine.stopping import StopText
 from dendrite.engine.without import Without
 from dendrite.errors import ContextOverflow, InvalidArgument, NodeReleased
@@ -52,7 +53,7 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.tokenizer = tokenizer
         shape = decoder.config
-        pages = -(-config.kv_tokens // config.page_size) + 1  # and the scratch page
+        pages = kv_pages(config, shape, decoder.dtype, decoder.device)
         self.cache = KvCache(pages, config.page_size, prefix_cache=config.prefix_cache, on_free=self._on_free)
         storage = KvStorage(
             shape.num_layers,
@@ -63,11 +64,13 @@ class Engine:
             decoder.dtype,
             decoder.device,
         )
-        self._runner = ModelRunner(decoder, value_head, storage, TorchAttention(storage))
-        self._scheduler = Scheduler(self.cache, config)
+        self._runner = ModelRunner(decoder, value_head, storage, make_attention(config, storage, shape.num_heads))
         self._vocabulary = shape.vocab_size
-        self.longest_context = min(shape.max_context, (pages - 1) * config.page_size)
-        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, self.longest_context)
+        self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
+        loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
+        max_burst = config.max_burst if loop is not None else 1
+        self._scheduler = Scheduler(self.cache, config, longest, max_burst)
+        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, loop)
         self._orders = 0
         self._trees = 0
 
@@ -139,10 +142,14 @@ class Engine:
     ) -> Iterator[TokenEvent]:
         """Like `decode`, yielding each token as it comes. Closing the iterator cancels what has not ended."""
         generations = self.submit(nodes, params, **settings)
+        for generation in generations:
+            generation.pace = min(generation.pace, STREAM_PACE)
         mine = {generation.node for generation in generations}
         try:
             while not all(generation.done for generation in generations):
-                yield from (event for event in self.step().events if event.node in mine)
+                for span in self.step().spans:
+                    if span.node in mine:
+                        yield from span_events(span)
             _raise_first(generations)
         finally:
             for generation in generations:
@@ -329,6 +336,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids).union(eos),
             counts=TokenCounts.of(node, params, self._vocabulary),
             without=Without(params.without) if params.without else None,
+            pace=STOP_TEXT_PACE if stops else self.config.max_burst,
         )
 
     def _check_nodes(self, nodes: list[Node], *, may_run: bool = False) -> None:

@@ -16,6 +16,10 @@ from dendrite.engine.without import Without
 from dendrite.errors import DendriteError
 from dendrite.kv.node import Node
 
+STOP_TEXT_PACE = 4
+"""A stop text is noticed by the host only, and what was generated past it is thrown away."""
+STREAM_PACE = 8
+"""Tokens that somebody watches come in small portions."""
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -25,8 +29,8 @@ class Generation:
 
     `seed` and `branch` key its sampling noise together with the position. `tip` is the slot of the hidden state that
     the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
-    of this generation; `counts` is there only if the settings have a penalty, `without` only if they name
-    continuations to leave out. A `probe` ends as soon as it has its tip.
+    of this generation; at most `pace` of them are made before the host looks. `counts` is there only if the settings
+    have a penalty, `without` only if they name continuations to leave out. A `probe` ends as soon as it has its tip.
     """
 
     node: Node
@@ -40,6 +44,7 @@ class Generation:
     probe: bool = False
     tip: int = -1
     produced: int = 0
+    pace: int = 1
     counts: TokenCounts | None = None
     without: Without | None = None
     finish_reason: FinishReason | None = None
@@ -49,6 +54,18 @@ class Generation:
     def done(self) -> bool:
         """Whether it has ended, for whatever reason."""
         return self.finish_reason is not None
+
+    @property
+    def host_sampled(self) -> bool:
+        """Whether the host must look at every token before the next can be drawn."""
+        return self.counts is not None or self.without is not None
+
+    def burst(self, longest_context: int) -> int:
+        """Most tokens to generate before the host looks: few at first, so that a stream starts at once."""
+        if self.host_sampled:
+            return 1
+        left = min(self.params.max_tokens - self.produced, longest_context - self.node.length)
+        return min(left, 1 + 3 * self.produced, self.pace)
 
     def rank(self) -> tuple[float, int]:
         """Sort key: the higher priority first, then the earlier arrival."""

@@ -44,13 +44,20 @@ class Retip:
 class Plan:
     """One step's work, with its pages reserved.
 
-    `copies` must be carried out before the step's keys and values are written.
+    `copies` must be carried out before the step's keys and values are written. Each of `decodes` has slots for `burst`
+    tokens.
     """
 
     decodes: list[Generation]
     chunks: list[Chunk]
     retips: list[Retip]
     copies: list[TailCopy]
+    burst: int = 1
+
+    @property
+    def given(self) -> Plan:
+        """The part whose tokens are given, not sampled; its copies are left out."""
+        return Plan([], self.chunks, self.retips, [])
 
     @property
     def empty(self) -> bool:

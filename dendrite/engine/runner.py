@@ -45,9 +45,13 @@ class ModelRunner:
             values: list[float] = self._value_head(self.tips.read(tips)).tolist()
             return values
 
-    def run(self, batch: ForwardBatch, copies: Sequence[TailCopy]) -> Tensor:
-        """Copy tail pages, write the batch's keys and values; return [T, d] final hidden states."""
-        with torch.inference_mode():
-            if copies:
+    def copy_tails(self, copies: Sequence[TailCopy]) -> None:
+        """Copy tail pages, before anything of the step is written."""
+        if copies:
+            with torch.inference_mode():
                 self.storage.copy_tails(copies)
+
+    def run(self, batch: ForwardBatch) -> Tensor:
+        """Write the batch's keys and values; return [T, d] final hidden states."""
+        with torch.inference_mode():
             return self.decoder.forward(batch, self._attention)

@@ -116,7 +116,7 @@ def sample(logits: Tensor, batch: SamplingBatch, noise: npt.NDArray[np.float64])
     """
     if batch.temperature is None:
         return _most_likely(logits)
-    probabilities = torch.softmax(_filtered(logits / batch.temperature, batch), dim=-1)
+    probabilities = torch.softmax(filtered(logits / batch.temperature, batch), dim=-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     target = torch.from_numpy(noise).to(logits.device).unsqueeze(1) * total
@@ -131,8 +131,8 @@ def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
-def _filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Scaled logits with what top-k, top-p and min-p remove set to minus infinity."""
+def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """[B, V] logits, divided by temperature, with what top-k, top-p and min-p remove set to minus infinity."""
     if batch.min_p is not None:
         floor = logits.amax(-1, keepdim=True) + batch.min_p.log()
         logits = logits.masked_fill(logits < floor, -torch.inf)

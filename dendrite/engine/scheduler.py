@@ -36,9 +36,19 @@ class Scheduler:
     lost.
     """
 
-    def __init__(self, cache: KvCache, config: EngineConfig) -> None:
+    def __init__(self, cache: KvCache, config: EngineConfig, longest_context: int, max_burst: int = 1) -> None:
+        """Plan for one engine.
+
+        Args:
+            cache: whose pages are reserved.
+            config: the limits of a step.
+            longest_context: tokens at which a generation must end.
+            max_burst: most tokens that a node may generate in one step.
+        """
         self._cache = cache
         self._config = config
+        self._longest_context = longest_context
+        self._max_burst = max_burst
         self._waiting: list[tuple[tuple[float, int], Generation]] = []
         self._computing: dict[Node, Compute] = {}
         self._retips: dict[tuple[Node, int], Retip] = {}
@@ -97,11 +107,12 @@ class Scheduler:
         self._discard_released()
         self._admit()
         copies: list[TailCopy] = []
-        decodes = self._reserve_decodes(copies)
+        burst = self._burst()
+        decodes = self._reserve_decodes(copies, burst)
         room = self._config.max_batch_tokens - len(decodes)
         retips = list(self._retips.values())[:room]
         chunks = self._reserve_chunks(room - len(retips), copies, idle_otherwise=not decodes and not retips)
-        return Plan(decodes, chunks, retips, copies)
+        return Plan(decodes, chunks, retips, copies, burst)
 
     def computed(self, chunk: Chunk) -> int:
         """Note that a chunk has run; returns how many of its tokens had been computed before."""
@@ -192,15 +203,22 @@ class Scheduler:
 
     # ---------------------------------------------------------------- pages
 
-    def _reserve_decodes(self, copies: list[TailCopy]) -> list[Generation]:
-        """One slot for every running node; those that no page can be found for are preempted or failed."""
-        order = sorted(self.running, key=Generation.rank) if self._tight() else list(self.running)
+    def _burst(self) -> int:
+        """Tokens for every running node to generate in this step: one wherever something else is waiting for it."""
+        if self._max_burst == 1 or not self.running or self._computing or self._retips:
+            return 1
+        burst = min(self._max_burst, *(generation.burst(self._longest_context) for generation in self.running))
+        return 1 if self._tight(burst) else burst
+
+    def _reserve_decodes(self, copies: list[TailCopy], burst: int) -> list[Generation]:
+        """Slots for every running node; those that no page can be found for are preempted or failed."""
+        order = sorted(self.running, key=Generation.rank) if self._tight(1) else list(self.running)
         before = self.version
         for generation in order:
             if self.version != before and generation not in self.running:
                 continue  # it was preempted for one of a higher rank
             try:
-                copy = self._reserve(generation.node, 1, partial(self._room_for_decode, generation))
+                copy = self._reserve(generation.node, burst, partial(self._room_for_decode, generation))
             except OutOfPages as error:
                 if len(self.running) == 1 and not self._retips:  # nothing is left that could give pages back
                     self._fail(generation, error)
@@ -211,9 +229,10 @@ class Scheduler:
                     copies.append(copy)
         return list(self.running)
 
-    def _tight(self) -> bool:
-        """Whether some running node may not find a page: then the order of reservation matters."""
-        return self._cache.available_pages < len(self.running)
+    def _tight(self, tokens: int) -> bool:
+        """Whether some running node may not find its pages: then the order of reservation matters."""
+        each = 1 + (tokens - 1) // self._config.page_size + (tokens > 1)
+        return self._cache.available_pages < len(self.running) * each
 
     def _reserve_chunks(self, room: int, copies: list[TailCopy], *, idle_otherwise: bool) -> list[Chunk]:
         chunks: list[Chunk] = []

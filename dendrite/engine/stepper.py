@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from dendrite.config import EngineConfig
 from dendrite.engine.batch import BatchBuilder
-from dendrite.engine.generation import Compute, FinishReason, Generation
+from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Chunk, Plan, chunk_rows, last_rows
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, penalise, sample, uniform
@@ -20,6 +22,9 @@ from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import Counters
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
+
+if TYPE_CHECKING:
+    from dendrite.engine.device_loop import DeviceLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,34 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """What one step generated on one node: tokens with their natural-log probabilities, and how it ended if it did."""
+
+    node: Node
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step brought: tokens, and the requests that ended with it (by success or failure)."""
 
-    events: list[TokenEvent]
+    spans: list[Span]
     generations: list[Generation]
     computes: list[Compute]
+
+    @property
+    def events(self) -> list[TokenEvent]:
+        """Every token by itself, node by node."""
+        return [event for span in self.spans for event in span_events(span)]
+
+
+def span_events(span: Span) -> Iterator[TokenEvent]:
+    """The tokens of a span one by one."""
+    last = len(span.tokens) - 1
+    for at, (token, logprob) in enumerate(zip(span.tokens, span.logprobs, strict=True)):
+        yield TokenEvent(span.node, token, logprob, span.finish_reason if at == last else None)
 
 
 class Stepper:
@@ -46,6 +73,9 @@ class Stepper:
 
     A token is sampled from its node's tip first and run through the model second, so that after every step each node
     has the KV of all its tokens, and the hidden state that its next token, its value and its forks start from.
+
+    On the GPU sampled tokens go through the device loop, many a step; given ones (and those that the host must look at
+    one by one) go through the runner.
     """
 
     def __init__(
@@ -55,10 +85,12 @@ class Stepper:
         runner: ModelRunner,
         config: EngineConfig,
         longest_context: int,
+        loop: DeviceLoop | None = None,
     ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._runner = runner
+        self._loop = loop
         self._builder = BatchBuilder(cache, config.page_size, runner.decoder.device)
         self._debug_checks = config.debug_checks
         self._longest_context = longest_context
@@ -69,32 +101,70 @@ class Stepper:
         """Run one batch: schedule, sample, run, post-process."""
         began = time.perf_counter()
         plan = self._scheduler.schedule()
-        logprobs, tokens = self._sample(plan.decodes)
-        if not plan.empty:
-            hidden = self._run(plan, tokens)
-            self._store_tips(plan, hidden)
-            self._collect_scores(plan, hidden)
-        result = self._finish(plan, tokens, logprobs)
+        self._runner.copy_tails(plan.copies)
+        if self._loop is not None and not any(generation.host_sampled for generation in plan.decodes):
+            spans = self._burst(self._loop, plan)
+            self._compute(plan.given, [])
+        else:
+            drawn = self._sample(plan.decodes)
+            self._compute(plan, [token for token, _ in drawn])
+            spans = self._accept(plan.decodes, drawn)
+        result = self._finish(plan, spans)
         self.counters.steps += 1
         self.counters.seconds_running += time.perf_counter() - began
         if self._debug_checks:
             self._cache.check()
         return result
 
-    def _sample(self, decodes: list[Generation]) -> tuple[list[float], list[int]]:
-        """Draw a token for every decoding node from its tip; the tokens are appended to the nodes."""
+    def _burst(self, loop: DeviceLoop, plan: Plan) -> list[Span]:
+        """Generate up to `plan.burst` tokens on every decoding node."""
+        if not plan.decodes:
+            return []
+        for generation in plan.decodes:
+            if generation.node.tip < 0:
+                self._own_tip(generation.node)
+        burst = loop.run(plan.decodes, plan.burst, self._scheduler.version)
+        spans: list[Span] = []
+        cut: list[tuple[int, Generation, int]] = []
+        for row, generation in enumerate(plan.decodes):
+            node, tokens, logprobs = generation.node, burst.tokens[row], burst.logprobs[row]
+            generation.tip = node.tip
+            accepted = self._accepted(generation, tokens)
+            if accepted < plan.burst:
+                del tokens[accepted:], logprobs[accepted:]
+                cut.append((row, generation, accepted))
+            node.tokens += tokens
+            node.logprobs += logprobs
+            self._cache.commit(node, accepted)
+            if accepted < plan.burst:
+                self._cache.unreserve(node)
+            self._count(generation, accepted)
+            spans.append(self._close(generation, tokens, logprobs))
+        loop.rewind(cut)
+        return spans
+
+    def _sample(self, decodes: list[Generation]) -> list[tuple[int, float]]:
+        """Draw a token, with its log-probability, for every decoding node from its tip, and append it to the node."""
         if not decodes:
-            return [], []
+            return []
         logits = self._runner.logits_at([generation.tip for generation in decodes])
         batch = self._sampling_batch(decodes)
         adjusted = self._adjusted(logits, batch, decodes)
-        drawn = sample(adjusted, batch, self._noise(decodes))
-        logprobs: list[float] = logprobs_of(logits, drawn).tolist()
-        tokens: list[int] = drawn.tolist()
-        for generation, token, logprob in zip(decodes, tokens, logprobs, strict=True):
+        tokens = sample(adjusted, batch, self._noise(decodes))
+        drawn = list(zip(tokens.tolist(), logprobs_of(logits, tokens).tolist(), strict=True))
+        for generation, (token, logprob) in zip(decodes, drawn, strict=True):
             generation.node.tokens.append(token)
             generation.node.logprobs.append(logprob)
-        return logprobs, tokens
+        return drawn
+
+    def _accept(self, decodes: list[Generation], drawn: list[tuple[int, float]]) -> list[Span]:
+        spans: list[Span] = []
+        for generation, (token, logprob) in zip(decodes, drawn, strict=True):
+            self._accepted(generation, [token])
+            self._cache.commit(generation.node, 1)
+            self._count(generation, 1)
+            spans.append(self._close(generation, [token], [logprob]))
+        return spans
 
     def _sampling_batch(self, decodes: list[Generation]) -> SamplingBatch:
         version = self._scheduler.version
@@ -139,23 +209,23 @@ class Stepper:
         keys = np.array([(g.seed, g.branch, g.node.length) for g in decodes], dtype=np.uint64)
         return uniform(keys[:, 0], keys[:, 1], keys[:, 2])
 
-    def _run(self, plan: Plan, tokens: list[int]) -> Tensor:
-        batch = self._builder.build(plan, tokens)
-        hidden = self._runner.run(batch, plan.copies)
-        for generation in plan.decodes:
-            self._cache.commit(generation.node, 1)
+    def _compute(self, plan: Plan, tokens: list[int]) -> None:
+        """Run a plan's rows through the model, where `tokens` are those just appended to its decoding nodes."""
+        if plan.empty:
+            return
+        hidden = self._runner.run(self._builder.build(plan, tokens))
         for chunk in plan.chunks:
             self._cache.commit(chunk.job.node, chunk.count)
-        self._count(plan)
-        return hidden
+        self.counters.retips += len(plan.retips)
+        self._store_tips(plan, hidden)
+        self._collect_scores(plan, hidden)
 
-    def _count(self, plan: Plan) -> None:
-        seen = self.counters
-        seen.decode_tokens += len(plan.decodes)
-        seen.retips += len(plan.retips)
-        for generation in plan.decodes:
-            seen.context_tokens += generation.node.length
-            seen.shared_tokens += self._cache.shared_tokens(generation.node)
+    def _count(self, generation: Generation, tokens: int) -> None:
+        """Add what `tokens` steps of a generation that has just made them have read."""
+        seen, node = self.counters, generation.node
+        seen.decode_tokens += tokens
+        seen.context_tokens += tokens * node.length - tokens * (tokens - 1) // 2
+        seen.shared_tokens += tokens * self._cache.shared_tokens(node)
 
     def _store_tips(self, plan: Plan, hidden: Tensor) -> None:
         """Keep the last hidden state of every sequence that has come to the end of its tokens."""
@@ -192,10 +262,8 @@ class Stepper:
                 logits = self._runner.decoder.logits(hidden[rows.start : rows.stop])
                 chunk.job.logprobs += logprobs_of(logits, torch.tensor(wanted, device=logits.device)).tolist()
 
-    def _finish(self, plan: Plan, tokens: list[int], logprobs: list[float]) -> StepResult:
-        """Decide what has ended, and let what waited for this step go on."""
-        for generation, token in zip(plan.decodes, tokens, strict=True):
-            generation.finish_reason = self._finish_reason(generation, token)
+    def _finish(self, plan: Plan, spans: list[Span]) -> StepResult:
+        """Put away what has ended, and let what waited for this step go on."""
         ended = [generation for generation in plan.decodes if generation.done]
         self._write_values(ended)
         if ended:
@@ -205,25 +273,36 @@ class Stepper:
         computes = [chunk.job for chunk in plan.chunks if chunk.last]
         for chunk in plan.chunks:
             self._computed(chunk)
-        events = [
-            TokenEvent(generation.node, token, logprob, generation.finish_reason)
-            for generation, token, logprob in zip(plan.decodes, tokens, logprobs, strict=True)
-        ]
         gone = self._scheduler.take_ended()
         ended += [request for request in gone if isinstance(request, Generation)]
         computes += [request for request in gone if isinstance(request, Compute)]
-        return StepResult(events, ended, computes)
+        return StepResult(spans, ended, computes)
 
-    def _finish_reason(self, generation: Generation, token: int) -> FinishReason | None:
-        generation.produced += 1
+    def _accepted(self, generation: Generation, tokens: list[int]) -> int:
+        """How many of `tokens` the generation takes: up to and with one that stops it."""
+        watched = generation.stop_text is not None or generation.host_sampled
+        if not watched and generation.stop_ids.isdisjoint(tokens):
+            return len(tokens)
+        for count, token in enumerate(tokens, start=1):
+            if self._stops(generation, token):
+                generation.finish_reason = "stop"
+                return count
+        return len(tokens)
+
+    def _stops(self, generation: Generation, token: int) -> bool:
         if generation.counts is not None:
             generation.counts.add(token)
         if generation.without is not None:
             generation.without.push(token)
-        if token in generation.stop_ids or (generation.stop_text is not None and generation.stop_text.push(token)):
-            return "stop"
+        return token in generation.stop_ids or (generation.stop_text is not None and generation.stop_text.push(token))
+
+    def _close(self, generation: Generation, tokens: list[int], logprobs: list[float]) -> Span:
+        """Note what a generation has just made, and whether that is all it may."""
+        generation.produced += len(tokens)
         full = generation.node.length >= self._longest_context
-        return "length" if full or generation.produced >= generation.params.max_tokens else None
+        if not generation.done and (full or generation.produced >= generation.params.max_tokens):
+            generation.finish_reason = "length"
+        return Span(generation.node, tokens, logprobs, generation.finish_reason)
 
     def _write_values(self, ended: list[Generation]) -> None:
         for generation in ended:

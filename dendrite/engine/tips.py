@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dendrite.transfer import send
+
 
 class TipStore:
     """A growing table of final hidden states, [capacity, d] on the device, with a free list of rows (*slots*).
@@ -16,6 +18,11 @@ class TipStore:
     def __init__(self, width: int, dtype: torch.dtype, device: torch.device, capacity: int = 256) -> None:
         self._states = torch.empty(capacity, width, dtype=dtype, device=device)
         self._free = list(range(capacity - 1, -1, -1))
+
+    @property
+    def states(self) -> Tensor:
+        """The table itself, [capacity, d]; another tensor after it has grown."""
+        return self._states
 
     @property
     def used(self) -> int:
@@ -36,8 +43,8 @@ class TipStore:
 
     def read(self, slots: list[int]) -> Tensor:
         """[B, d] hidden states."""
-        return self._states[torch.tensor(slots, device=self._states.device)]
+        return self._states[send(slots, self._states.device)]
 
     def write(self, slots: list[int], states: Tensor) -> None:
         """Store `states` [B, d], one row a slot."""
-        self._states[torch.tensor(slots, device=self._states.device)] = states
+        self._states[send(slots, self._states.device)] = states

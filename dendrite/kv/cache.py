@@ -159,6 +159,13 @@ class KvCache:
         if released:
             self.segments.trim(node)
 
+    def unreserve(self, node: Node) -> None:
+        """Give back the pages of a live node that none of its computed tokens lies in. Its first page stays."""
+        if node._state is _LIVE and node.computed == len(node.tokens):
+            keep = max(1, -(-node.length // self.page_size) - node.base // self.page_size)
+            self.pool.free(node.pages[keep:])
+            del node.pages[keep:]
+
     def page_table(self, node: Node) -> NDArray[np.int64]:
         """Pages of positions 0 .. base + computed + reserved - 1, in order: [pages] int64.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv.pages import TailCopy
+from dendrite.transfer import send
 
 
 class KvStorage:
@@ -84,10 +85,15 @@ class KvStorage:
         """
         if not copies:
             return
-        sources, targets = (
-            torch.tensor([copy[end] for copy in copies], dtype=torch.int64, device=self.pages.device) for end in (0, 1)
-        )
-        self.pages.index_copy_(1, targets, self.pages.index_select(1, sources))
+        sources, targets = [copy.src_page for copy in copies], [copy.dst_page for copy in copies]
+        device = self.pages.device
+        ends = send(sources + targets, device).view(2, -1)
+        if device.type == "cuda" and set(sources).isdisjoint(targets):
+            from dendrite.kernels.pages import copy_pages
+
+            copy_pages(self.pages, ends[0], ends[1])
+        else:
+            self.pages.index_copy_(1, ends[1], self.pages.index_select(1, ends[0]))
 
     def export_pages(self, pages: Sequence[int]) -> Tensor:
         """A copy of those pages: [layers, n, 2, page_size, Hkv, D], on the storage's device."""
@@ -110,4 +116,4 @@ class KvStorage:
         for page in pages:
             if not 0 <= page < self.num_pages:
                 raise InvalidArgument("page", page, f"must be in 0..{self.num_pages - 1}")
-        return torch.tensor(list(pages), dtype=torch.int64, device=self.pages.device)
+        return send(list(pages), self.pages.device)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from dendrite.errors import InvalidArgument
+
 # oneDNN picks the blocks of a packed weight for a number of rows; a decode step of a search has tens.
 _PACKED_FOR_ROWS = 32
 
@@ -28,6 +30,22 @@ class Linear:
             weight = torch.ops.mkldnn._reorder_linear_weight.default(weight, _PACKED_FOR_ROWS)
         self._weight = weight
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight as given, [out, in].
+
+        Raises:
+            InvalidArgument: it was packed.
+        """
+        if self._packed:
+            raise InvalidArgument("weight", "packed", "a weight that was not rearranged (pack=False)")
+        return self._weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias as given, [out]."""
+        return self._bias
+
     def __call__(self, inputs: Tensor) -> Tensor:
         """[T, in] to [T, out], of the weight's type."""
         if self._packed:
@@ -36,6 +54,13 @@ class Linear:
             )
             return product
         return F.linear(inputs, self._weight, self._bias)
+
+    def into(self, inputs: Tensor, out: Tensor) -> None:
+        """Write the product of [T, in] to `out` [T, out]; allocates nothing."""
+        if self._bias is None:
+            torch.mm(inputs, self.weight.t(), out=out)
+        else:
+            torch.addmm(self._bias, inputs, self.weight.t(), out=out)
 
 
 def _can_pack(weight: Tensor) -> bool:

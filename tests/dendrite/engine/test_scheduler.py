@@ -19,7 +19,7 @@ def generation(node: Node, priority: float, order: int) -> Generation:
 
 def test_no_page_is_the_target_of_two_copies_in_one_step() -> None:
     cache = KvCache(2 + 3, 8)
-    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64))
+    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
     root = cache.new_tree(list(range(12)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     cache.reserve(root, 12)
     cache.commit(root, 12)
@@ -43,7 +43,7 @@ def test_a_step_without_work_is_empty(make_engine: Callable[..., Engine]) -> Non
 
 def test_what_continues_kv_that_cannot_be_computed_fails_with_it() -> None:
     cache = KvCache(1 + 3, 8)
-    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64))
+    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
     root = cache.new_tree(list(range(40)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     (child,) = root.fork()
     child.tokens.extend(range(8))

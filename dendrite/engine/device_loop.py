@@ -1,0 +1,276 @@
+"""Decoding on the GPU: several steps back to back, while the host waits only for tokens.
+
+    host     fill, launch ────────┐ wait ▒▒ accept tokens, schedule, fill, launch ...
+    device   S F S F S F S ─ copy ─ F ──────┐ S F S F ...
+                             tokens ▲       └ hidden states to the tips
+
+S samples a token of every row from its hidden state, F runs those tokens through the model. The tokens of a burst are
+known before its last F ends, so the host's work on them hides behind it. Rows, page tables and settings live on the
+device and advance there; a row whose token is one of its stop ids goes quiet by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dendrite.attention.tree import TreeAttention
+from dendrite.attention.tree_plan import TreePlan
+from dendrite.config import EngineConfig
+from dendrite.engine.generation import Generation
+from dendrite.engine.graphs import GraphPool
+from dendrite.engine.sampler import SamplingBatch, filtered
+from dendrite.engine.tips import TipStore
+from dendrite.kernels import elementwise, sampling
+from dendrite.kv.cache import KvCache
+from dendrite.kv.storage import KvStorage
+from dendrite.model.decoder import Decoder
+from dendrite.model.fused import FusedDecoder, RowInputs
+from dendrite.transfer import Mirror, send
+
+_HORIZON = 64
+"""Tokens that a work list of attention stays good for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What a burst generated: [steps, rows] tokens and natural-log probabilities. A row is valid up to its end."""
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+
+
+class DeviceLoop:
+    """Runs bursts of decode steps of one engine."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        storage: KvStorage,
+        tips: TipStore,
+        cache: KvCache,
+        config: EngineConfig,
+        longest_context: int,
+    ) -> None:
+        device, shape = decoder.device, decoder.config
+        on_cuda = device.type == "cuda"
+        rows, steps = config.max_running, config.max_burst
+        pdl = on_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+        table = rows * (-(-longest_context // config.page_size) + 1)
+        # Triton's interpreter, off CUDA, runs the programs of a launch one after the other.
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+        self.attention = TreeAttention(storage.pages, shape.num_heads, rows, table, sm_count=processors, pdl=pdl)
+        self._model = FusedDecoder(decoder, storage, self.attention, rows, pdl=pdl)
+        self._decoder, self._cache, self._tips, self._pdl = decoder, cache, tips, pdl
+        self._graphs = GraphPool(config.cuda_graphs and on_cuda)
+        self._sizes = batch_sizes(rows)
+        self._rows = Mirror(_fields(rows), device)
+        self._tokens = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._stopping = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._states = torch.zeros(rows, shape.hidden_size, dtype=decoder.dtype, device=device)
+        self._history = torch.zeros(steps, rows, shape.hidden_size, dtype=decoder.dtype, device=device)
+        self._drawn = Mirror(
+            {"tokens": ((steps, rows), torch.int32), "logprobs": ((steps, rows), torch.float32)}, device
+        )
+        self._workspace = sampling.sampling_workspace(rows, shape.vocab_size, device)
+        self._ready = torch.cuda.Event() if on_cuda else None
+        self._filled_for = -1  # version of the batch that the rows on the device are
+        self._has_filter = False
+        self._plan: TreePlan | None = None
+        self._planned_for = (-1, 0)  # version of the batch, and its padded size
+        self._left = 0  # steps that the plan is still good for
+
+    def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
+        """Generate `steps` tokens on each node, for which slots are reserved and own tips allocated.
+
+        Args:
+            generations: the rows; each starts from the tip it names and leaves its last hidden state in its node's.
+            steps: at most `config.max_burst`.
+            version: changes whenever the list of generations does.
+        """
+        count = len(generations)
+        size = next(size for size in self._sizes if size >= count)
+        if self._filled_for == version:  # the rows are where the last burst has left them
+            self._rows.device["step"].zero_()
+        else:
+            self._has_filter = any(_has_filter(generation) for generation in generations)
+            self._record(size, self._has_filter)
+            self._fill(generations, size)
+        self._filled_for = -1
+        self._place(generations, size, steps, version)
+        self._launch(count, size, self._has_filter, steps)
+        burst = self._await(count, steps)
+        self._filled_for = version
+        return burst
+
+    def rewind(self, ends: Sequence[tuple[int, Generation, int]]) -> None:
+        """Give rows (row, generation, tokens accepted) of the last burst the hidden state of their last token."""
+        if not ends:
+            return
+        places = [(accepted - 1, row, generation.node.tip) for row, generation, accepted in ends]
+        index = send([number for place in places for number in place], self._history.device)
+        steps, rows, slots = index.view(-1, 3).unbind(1)
+        self._tips.states.index_copy_(0, slots, self._history[steps, rows])
+
+    # ---------------------------------------------------------------- inputs
+
+    def _fill(self, generations: Sequence[Generation], size: int) -> None:
+        """Describe the rows, and send the description."""
+        host, count = self._rows.host, len(generations)
+        host["alive"][:count] = 1
+        host["alive"][count:size] = 0
+        host["step"][0] = 0
+        nodes = [generation.node for generation in generations]
+        host["positions"][:count] = [node.length for node in nodes]
+        host["from"][:count] = [generation.tip for generation in generations]
+        host["to"][:count] = [node.tip for node in nodes]
+        for name, keys in (("seeds", [g.seed for g in generations]), ("branches", [g.branch for g in generations])):
+            host[name].view(np.uint64)[:count] = np.array(keys, dtype=np.uint64)
+        settings = [generation.params for generation in generations]
+        host["temperature"][:count] = [params.temperature for params in settings]
+        vocabulary = self._decoder.config.vocab_size
+        host["top_k"][:count] = [min(params.top_k or vocabulary, vocabulary) for params in settings]
+        host["top_p"][:count, 0] = [params.top_p for params in settings]
+        host["min_p"][:count, 0] = [params.min_p for params in settings]
+        host["stop_ids"][:count] = -1
+        for row, generation in enumerate(generations):
+            if generation.stop_ids:  # the host checks all of them again: more than fit cost steps, not correctness
+                known = sorted(generation.stop_ids)[: sampling.STOP_IDS]
+                host["stop_ids"][row, : len(known)] = known
+        self._rows.upload()
+        torch.index_select(self._tips.states, 0, self._rows.device["from"][:count], out=self._states[:count])
+
+    def _place(self, generations: Sequence[Generation], size: int, steps: int, version: int) -> None:
+        """Tell attention where the rows' KV lies."""
+        nodes = [generation.node for generation in generations]
+        tables = [self._cache.page_table(node) for node in nodes]
+        if self._plan is not None and self._planned_for == (version, size) and self._left >= steps:
+            self._plan = self.attention.upload_tables(self._plan, tables)
+        else:
+            lengths = [node.length + 1 for node in nodes]
+            self._plan = self.attention.plan(tables, lengths, _HORIZON, rows=size)
+            self._planned_for, self._left = (version, size), _HORIZON
+        self._left -= steps
+        self.attention.count(self._plan, steps)
+
+    # ---------------------------------------------------------------- the device's work
+
+    def _launch(self, count: int, size: int, has_filter: bool, steps: int) -> None:
+        """Queue a whole burst, with an event behind its last sampling."""
+        rows, graphs = self._rows.device, self._graphs
+        sample, forward = partial(self._sample, size, has_filter), partial(self._forward, size)
+        graphs.run(("sample", size, has_filter), sample)
+        for _ in range(steps - 1):
+            graphs.run(("both", size, has_filter), partial(_in_turn, forward, sample))
+        self._drawn.download()
+        if self._ready is not None:
+            self._ready.record()
+        graphs.run(("forward", size), forward)
+        self._tips.states.index_copy_(0, rows["to"][:count], self._states[:count])
+
+    def _await(self, count: int, steps: int) -> Burst:
+        if self._ready is not None:
+            self._ready.synchronize()
+        drawn = self._drawn.host
+        return Burst(drawn["tokens"][:steps, :count].T.tolist(), drawn["logprobs"][:steps, :count].T.tolist())
+
+    def _sample(self, size: int, has_filter: bool) -> None:
+        """Draw each row's next token from its hidden state."""
+        rows = self._rows.device
+        logits = self._model.run_head(self._states[:size])
+        temperature, kept = rows["temperature"][:size], logits
+        if has_filter:
+            kept, temperature = _apply_filters(logits, {name: rows[name][:size] for name in _FILTERS})
+        sampling.sample(
+            logits,
+            kept,
+            temperature,
+            rows["seeds"][:size],
+            rows["branches"][:size],
+            rows["positions"][:size],
+            rows["stop_ids"][:size],
+            rows["alive"][:size],
+            rows["step"],
+            self._workspace,
+            self._tokens[:size],
+            self._stopping[:size],
+            self._drawn.device["tokens"],
+            self._drawn.device["logprobs"],
+            pdl=self._pdl,
+        )
+
+    def _forward(self, size: int) -> None:
+        """Run each row's token through the model, keep its hidden state, and step on."""
+        rows = self._rows.device
+        alive, positions = rows["alive"][:size], rows["positions"][:size]
+        hidden = self._model.run_layers(RowInputs(self._tokens, rows["positions"], rows["alive"]), size)
+        weights, eps = self._decoder.weights, self._decoder.config.rms_norm_eps
+        elementwise.final_norm(
+            hidden, weights.norm, eps, alive, rows["step"], self._states[:size], self._history, pdl=self._pdl
+        )
+        sampling.advance(alive, self._stopping[:size], positions, rows["step"], pdl=self._pdl)
+
+    def _record(self, size: int, has_filter: bool) -> None:
+        """Record the graphs of a batch size when it first occurs, on rows that leave no trace."""
+        sample, forward = partial(self._sample, size, has_filter), partial(self._forward, size)
+        if ("both", size, has_filter) in self._graphs:
+            return
+        for array in (self._rows.device["alive"], self._rows.device["step"]):
+            array.zero_()
+        for work in (sample, forward):  # compiles and loads what recording may not
+            work()
+        self._graphs.record(("sample", size, has_filter), sample)
+        self._graphs.record(("both", size, has_filter), partial(_in_turn, forward, sample))
+        if ("forward", size) not in self._graphs:
+            self._graphs.record(("forward", size), forward)
+
+
+_FILTERS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Row counts that batches are padded to, up to `most`: dense where padding would cost, sparse above."""
+    sizes = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, *range(160, most + 32, 32)]
+    return (*(size for size in sizes if size < most), most)
+
+
+def _fields(rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    whole, wide, real = torch.int32, torch.int64, torch.float32
+    return {
+        "step": ((1,), whole),
+        "alive": ((rows,), whole),
+        "positions": ((rows,), whole),
+        "from": ((rows,), wide),
+        "to": ((rows,), wide),
+        "seeds": ((rows,), wide),
+        "branches": ((rows,), wide),
+        "temperature": ((rows,), real),
+        "top_k": ((rows,), wide),
+        "top_p": ((rows, 1), real),
+        "min_p": ((rows, 1), real),
+        "stop_ids": ((rows, sampling.STOP_IDS), whole),
+    }
+
+
+def _has_filter(generation: Generation) -> bool:
+    params = generation.params
+    return bool(params.top_k) or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _apply_filters(logits: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits at the rows' temperatures with what the filters remove at minus infinity, and the temperatures left."""
+    temperature = rows["temperature"]
+    sampled = temperature > 0
+    batch = SamplingBatch(None, None, rows["top_k"], rows["top_p"], rows["min_p"], ())
+    scaled = logits / torch.where(sampled, temperature, 1.0).unsqueeze(1)
+    return filtered(scaled, batch), sampled.float()
+
+
+def _in_turn(*work: partial[None]) -> None:
+    for each in work:
+        each()

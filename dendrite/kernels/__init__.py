@@ -1,0 +1,1 @@
+"""Triton kernels. Imported on CUDA only, or under the Triton interpreter in tests."""

@@ -1,0 +1,318 @@
+"""What a decode step does outside the matrix products: a program or more for each row, bound by launch latency.
+
+`prepare` begins a step and `final_norm` ends its layers, at any batch. `rms_norm`, `rope_append` and `swiglu` stand
+between products that are not fused with them (see `linear`), that is at larger batches.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dendrite.kernels.pdl import wait_for_previous
+
+_BLOCK = 1024  # columns of a program where a row is divided
+_HEADS = 8  # heads of a program of `rope_append`
+
+
+def prepare(
+    tokens: Tensor,
+    positions: Tensor,
+    alive: Tensor,
+    pages: Tensor,
+    row_start: Tensor,
+    page_size: int,
+    embedding: Tensor,
+    inverse_frequencies: Tensor,
+    hidden: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Look up each row's embedding, its rotation, and the KV slot that its key and value go to.
+
+    A dead row writes to the scratch page and keeps its length, so that a batch may shrink without a new launch.
+
+    Args:
+        tokens: [M] int32.
+        positions: [M] int32, where on its path the token stands.
+        alive: [M] int32, 0 or 1.
+        pages: [..] int32, page tables one after the other.
+        row_start: [M] int32, where in `pages` a row's table begins.
+        page_size: slots of a page.
+        embedding: [V, d].
+        inverse_frequencies: [D / 2] float32.
+        hidden: [M, d], written.
+        cos_sin: [M, D] float32, written: the cosines of the D / 2 angles, then the sines.
+        slots: [M] int32, written.
+        lengths: [M] int32, written for living rows: position + 1.
+        pdl: launch while the kernel before still runs.
+    """
+    rows, size = hidden.shape
+    half = inverse_frequencies.shape[0]
+    _prepare_kernel[(rows, triton.cdiv(size, _BLOCK))](
+        tokens,
+        positions,
+        alive,
+        pages,
+        row_start,
+        embedding,
+        inverse_frequencies,
+        hidden,
+        cos_sin,
+        slots,
+        lengths,
+        page_size=page_size,
+        size=size,
+        half=half,
+        block_half=triton.next_power_of_2(half),
+        block=_BLOCK,
+        pdl=pdl,
+        launch_pdl=pdl,
+    )
+
+
+def final_norm(
+    hidden: Tensor,
+    weight: Tensor,
+    eps: float,
+    alive: Tensor,
+    step: Tensor,
+    tips: Tensor,
+    ring: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Store the final norm of every living row as its tip, and in this step's place of the ring.
+
+    Args:
+        hidden: [M, d].
+        weight: [d].
+        eps: of the norm.
+        alive: [M] int32, 0 or 1.
+        step: [1] int32, on the device.
+        tips: [at least M, d], written.
+        ring: [K, R, d], R at least M; written at [step, :M].
+        pdl: launch while the kernel before still runs.
+    """
+    rows, size = hidden.shape
+    _final_norm_kernel[(rows,)](
+        hidden,
+        weight,
+        alive,
+        step,
+        tips,
+        ring,
+        ring.stride(0),
+        eps,
+        size=size,
+        block=triton.next_power_of_2(size),
+        pdl=pdl,
+        num_warps=_warps(size),
+        launch_pdl=pdl,
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool = False) -> None:
+    """Out [M, d] = x / sqrt(mean(x²) + eps) * weight (arXiv 1910.07467); x [M, d], weight [d]."""
+    rows, size = x.shape
+    _rms_norm_kernel[(rows,)](
+        x,
+        weight,
+        out,
+        eps,
+        size=size,
+        block=triton.next_power_of_2(size),
+        pdl=pdl,
+        num_warps=_warps(size),
+        launch_pdl=pdl,
+    )
+
+
+def rope_append(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    eps: float,
+    cos_sin: Tensor,
+    slots: Tensor,
+    query_out: Tensor,
+    kv: Tensor,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Norm and rotate queries and keys, and store keys and values in their KV slots.
+
+    Args:
+        qkv: [M, (Hq + 2 Hkv) D]: queries, keys, values, biases included.
+        qk_norm: [Hq + Hkv, D] weights of the norms of query and key heads, or None.
+        eps: of those norms.
+        cos_sin: [M, D] float32: the cosines of the row's D / 2 angles, then the sines.
+        slots: [M] int32, page * page_size + offset.
+        query_out: [M, Hq, D], written.
+        kv: [pages, 2, page_size, Hkv, D], one layer's, written at `slots`.
+        pdl: launch while the kernel before still runs.
+    """
+    rows, heads, head_dim = query_out.shape
+    _, _, page_size, kv_heads, _ = kv.shape
+    _rope_append_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, _HEADS))](
+        qkv,
+        qk_norm,
+        cos_sin,
+        slots,
+        query_out,
+        kv,
+        eps,
+        heads=heads,
+        kv_heads=kv_heads,
+        half=head_dim // 2,
+        page_size=page_size,
+        block_heads=_HEADS,
+        block_half=triton.next_power_of_2(head_dim // 2),
+        pdl=pdl,
+        num_warps=1,
+        launch_pdl=pdl,
+    )
+
+
+def swiglu(gate_up: Tensor, out: Tensor, *, pdl: bool = False) -> None:
+    """Out [M, m] = silu(gate) * up (arXiv 2002.05202); gate_up [M, 2 m]: gate, then up."""
+    rows, inner = out.shape
+    _swiglu_kernel[(rows, triton.cdiv(inner, _BLOCK))](gate_up, out, inner, block=_BLOCK, pdl=pdl, launch_pdl=pdl)
+
+
+def _warps(size: int) -> int:
+    return min(16, max(1, size // 512))
+
+
+@triton.jit
+def _prepare_kernel(
+    tokens, positions, alive, pages, row_start, embedding, inverse_frequencies, hidden, cos_sin, slots, lengths,
+    page_size: tl.constexpr,
+    size: tl.constexpr,
+    half: tl.constexpr,
+    block_half: tl.constexpr,
+    block: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0)
+    channel = tl.arange(0, block_half)
+    frequency = tl.load(inverse_frequencies + channel, mask=channel < half, other=0.0)
+    wait_for_previous(pdl)
+
+    token = tl.load(tokens + m).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    row = tl.load(embedding + token * size + column, mask=column < size)
+    tl.store(hidden + m * size + column, row, mask=column < size)
+    if tl.program_id(1) == 0:
+        position = tl.load(positions + m)
+        angle = position.to(tl.float32) * frequency  # in float32, see `dendrite.model.rope`
+        tl.store(cos_sin + m * 2 * half + channel, tl.cos(angle), mask=channel < half)
+        tl.store(cos_sin + (m * 2 + 1) * half + channel, tl.sin(angle), mask=channel < half)
+        if tl.load(alive + m) != 0:
+            page = tl.load(pages + tl.load(row_start + m) + position // page_size)
+            tl.store(slots + m, page * page_size + position % page_size)
+            tl.store(lengths + m, position + 1)
+        else:
+            tl.store(slots + m, m % page_size)
+
+
+@triton.jit
+def _final_norm_kernel(
+    hidden, weight, alive, step, tips, ring,
+    ring_stride,
+    eps,
+    size: tl.constexpr,
+    block: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0)
+    column = tl.arange(0, block)
+    inside = column < size
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    wait_for_previous(pdl)
+
+    if tl.load(alive + m) != 0:
+        normed = _normed(hidden + m * size + column, inside, scale, eps, size).to(tips.dtype.element_ty)
+        place = tl.load(step).to(tl.int64) * ring_stride + m * size
+        tl.store(tips + m * size + column, normed, mask=inside)
+        tl.store(ring + place + column, normed.to(ring.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rms_norm_kernel(x, weight, out, eps, size: tl.constexpr, block: tl.constexpr, pdl: tl.constexpr):
+    m = tl.program_id(0)
+    column = tl.arange(0, block)
+    inside = column < size
+    scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    wait_for_previous(pdl)
+
+    normed = _normed(x + m * size + column, inside, scale, eps, size)
+    tl.store(out + m * size + column, normed.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normed(pointers, inside, scale, eps, size: tl.constexpr):
+    row = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    return row * tl.rsqrt(tl.sum(row * row, 0) / size + eps) * scale
+
+
+@triton.jit
+def _rope_append_kernel(
+    qkv, qk_norm, cos_sin, slots, query_out, kv,
+    eps,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    half: tl.constexpr,
+    page_size: tl.constexpr,
+    block_heads: tl.constexpr,
+    block_half: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0)
+    head = (tl.program_id(1) * block_heads + tl.arange(0, block_heads))[:, None]
+    channel = tl.arange(0, block_half)[None, :]
+    inside = (channel < half) & (head < heads + 2 * kv_heads)
+    rotated = inside & (head < heads + kv_heads)  # values are neither normed nor rotated
+    at = head * (2 * half) + channel
+    if qk_norm is not None:
+        scale_a = tl.load(qk_norm + at, mask=rotated, other=1.0).to(tl.float32)
+        scale_b = tl.load(qk_norm + at + half, mask=rotated, other=1.0).to(tl.float32)
+    wait_for_previous(pdl)
+
+    source = qkv + m * (heads + 2 * kv_heads) * (2 * half) + at
+    a = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
+    if qk_norm is not None:
+        scale = tl.rsqrt(tl.sum(a * a + b * b, 1, keep_dims=True) / (2 * half) + eps)
+        scale = tl.where(head < heads + kv_heads, scale, 1.0)
+        a *= scale * scale_a
+        b *= scale * scale_b
+    cos = tl.load(cos_sin + m * (2 * half) + channel, mask=rotated, other=1.0)
+    sin = tl.load(cos_sin + m * (2 * half) + half + channel, mask=rotated, other=0.0)
+    first_half = a * cos - b * sin
+    second_half = b * cos + a * sin
+
+    is_query = inside & (head < heads)
+    target = query_out + m * heads * (2 * half) + at
+    tl.store(target, first_half.to(query_out.dtype.element_ty), mask=is_query)
+    tl.store(target + half, second_half.to(query_out.dtype.element_ty), mask=is_query)
+    is_stored = inside & (head >= heads)
+    slot = tl.load(slots + m)
+    is_value = (head >= heads + kv_heads).to(tl.int32)
+    token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
+    target = kv + (token * kv_heads + head - heads - is_value * kv_heads) * (2 * half) + channel
+    tl.store(target, first_half.to(kv.dtype.element_ty), mask=is_stored)
+    tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=is_stored)
+
+
+@triton.jit
+def _swiglu_kernel(gate_up, out, inner, block: tl.constexpr, pdl: tl.constexpr):
+    m = tl.program_id(0)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    wait_for_previous(pdl)
+    gate = tl.load(gate_up + m * 2 * inner + column, mask=column < inner, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + (m * 2 + 1) * inner + column, mask=column < inner, other=0.0).to(tl.float32)
+    tl.store(out + m * inner + column, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=column < inner)

@@ -1,0 +1,343 @@
+"""Products of few rows with a weight matrix, fused with what stands before and after them in a decoder layer.
+
+A decode step reads every weight once, so at small batches a product costs what streaming its weight costs, and what
+counts is that the memory never idles. Each kernel here therefore asks for its weight before it waits for the kernel
+ahead of it (programmatic dependent launch), and one program owns whole output columns: no atomics, no second pass.
+
+There are two styles. `block_m == 1` multiplies on the CUDA cores, one row a program, with the next tile of the weight
+in registers while the present one is used. Larger `block_m` multiplies on the tensor cores, with the rows padded to
+`block_m` and the tiles in a ring of shared memory; the first tiles are prefetched into L2 before the wait.
+
+The RMS norm before a product needs no pass of its own: with r(x) = 1 / sqrt(mean(x²) + eps), norm(x) · W is
+r(x) · ((x ⊙ norm_weight) · W), and the squares are summed in the loop of the product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dendrite.errors import InvalidArgument
+from dendrite.kernels.linear_config import Kind, LinearConfig, choose
+from dendrite.kernels.pdl import wait_for_previous
+from dendrite.kernels.product import product, request
+
+
+def qkv_rope_append(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    qk_norm: Tensor | None,
+    cos_sin: Tensor,
+    slots: Tensor,
+    query_out: Tensor,
+    kv: Tensor,
+    *,
+    config: LinearConfig | None = None,
+    pdl: bool = False,
+) -> None:
+    """Norm, project to queries, keys and values, rotate, and store keys and values in their KV slots.
+
+    Args:
+        hidden: [M, d].
+        norm_weight: [d], of the norm before the product.
+        eps: of that norm and of the query and key norms.
+        weight: [(Hq + 2 Hkv) D, d]: queries, keys, values.
+        bias: [(Hq + 2 Hkv) D] or None.
+        qk_norm: [Hq + Hkv, D] weights of the norms of query and key heads, or None.
+        cos_sin: [M, D] float32: the cosines of the row's D / 2 angles, then the sines.
+        slots: [M] int32, page * page_size + offset.
+        query_out: [M, Hq, D], written.
+        kv: [pages, 2, page_size, Hkv, D], one layer's, written at `slots`.
+        config: launch configuration in place of the chosen one.
+        pdl: launch while the kernel before still runs.
+
+    Raises:
+        InvalidArgument: the heads cannot be divided among programs.
+    """
+    rows, size = hidden.shape
+    _, heads, head_dim = query_out.shape
+    _, _, page_size, kv_heads, _ = kv.shape
+    config = config or _chosen("qkv", rows, weight)
+    config = _for_heads(config, head_dim, whole=qk_norm is not None)
+    grid = (triton.cdiv(rows, config.block_m), (heads + 2 * kv_heads) * head_dim // config.block_n)
+    _qkv_kernel[grid](
+        hidden,
+        norm_weight,
+        weight,
+        bias,
+        qk_norm,
+        cos_sin,
+        slots,
+        query_out,
+        kv,
+        rows,
+        eps,
+        size=size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        block_k=config.block_k,
+        stages=config.stages,
+        pdl=pdl,
+        **config.launch_options(pdl),
+    )
+
+
+def gate_up_swiglu(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    config: LinearConfig | None = None,
+    pdl: bool = False,
+) -> None:
+    """Norm, project to gate and up, and multiply: out = silu(gate) * up (arXiv 2002.05202).
+
+    Args:
+        hidden: [M, d].
+        norm_weight: [d].
+        eps: of the norm.
+        weight: [2 m, d]: the gate's rows, then up's.
+        bias: [2 m] or None.
+        out: [M, m], written.
+        config: launch configuration in place of the chosen one.
+        pdl: launch while the kernel before still runs.
+    """
+    rows, size = hidden.shape
+    inner = out.shape[1]
+    config = config or _chosen("gate_up", rows, weight)
+    grid = (triton.cdiv(rows, config.block_m), triton.cdiv(inner, config.block_n // 2))
+    _gate_up_kernel[grid](
+        hidden,
+        norm_weight,
+        weight,
+        bias,
+        out,
+        rows,
+        inner,
+        eps,
+        size=size,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        block_k=config.block_k,
+        stages=config.stages,
+        pdl=pdl,
+        **config.launch_options(pdl),
+    )
+
+
+def linear_residual(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden: Tensor,
+    *,
+    config: LinearConfig | None = None,
+    pdl: bool = False,
+) -> None:
+    """Hidden += x Wᵀ + bias, in place; x [M, K], weight [N, K], bias [N] or None, hidden [M, N]."""
+    config = config or _chosen("residual", x.shape[0], weight)
+    _launch_linear(x, weight, bias, hidden, config, residual=True, pdl=pdl)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    config: LinearConfig | None = None,
+    pdl: bool = False,
+) -> None:
+    """Out = x Wᵀ + bias; x [M, K], weight [N, K], bias [N] or None, out [M, N] of any floating type."""
+    config = config or _chosen("linear", x.shape[0], weight)
+    _launch_linear(x, weight, bias, out, config, residual=False, pdl=pdl)
+
+
+def _launch_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: LinearConfig, *, residual: bool, pdl: bool
+) -> None:
+    rows, size = x.shape
+    columns = weight.shape[0]
+    grid = (triton.cdiv(rows, config.block_m), triton.cdiv(columns, config.block_n))
+    _linear_kernel[grid](
+        x,
+        weight,
+        bias,
+        out,
+        rows,
+        columns,
+        size=size,
+        residual=residual,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        block_k=config.block_k,
+        stages=config.stages,
+        pdl=pdl,
+        **config.launch_options(pdl),
+    )
+
+
+def _chosen(kind: Kind, rows: int, weight: Tensor) -> LinearConfig:
+    columns, size = weight.shape
+    return choose(kind, rows, columns, size, weight.element_size())
+
+
+def _for_heads(config: LinearConfig, head_dim: int, *, whole: bool) -> LinearConfig:
+    """Give each program columns of one head, the rotation's pairs together, or a `whole` head, whose norm needs it.
+
+    The tile keeps its area.
+    """
+    if whole and head_dim & (head_dim - 1):
+        raise InvalidArgument("head_dim", head_dim, "must be a power of two where queries and keys are normed")
+    block_n = head_dim if whole else math.gcd(config.block_n, head_dim)
+    if block_n < 2:
+        raise InvalidArgument("head_dim", head_dim, "must be even")
+    block_k = config.block_k
+    if block_n > config.block_n:
+        block_k = max(64, block_k * config.block_n // block_n)
+    warps = max(config.warps, config.block_m * block_n // 1024)  # as many as hold the sums in registers
+    return replace(config, block_n=block_n, block_k=block_k, warps=warps)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _qkv_kernel(
+    hidden, norm_weight, weight, bias, qk_norm, cos_sin, slots, query_out, kv,
+    count,
+    eps,
+    size: tl.constexpr,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    page_size: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    stages: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    half: tl.constexpr = head_dim // 2
+    pairs: tl.constexpr = block_n // 2
+    parts: tl.constexpr = head_dim // block_n
+    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    head = tl.program_id(1) // parts
+    first = tl.program_id(1) % parts * pairs
+    column = tl.arange(0, block_n)
+    # A column and its partner in the rotation lie side by side, so that one thread holds both.
+    rows = head * head_dim + first + column // 2 + column % 2 * half
+    ahead = request(weight, norm_weight, rows, size, block_m, block_n, block_k, pdl)
+    pair = first + tl.arange(0, pairs)
+    rotated = head < heads + kv_heads  # values are neither normed nor rotated
+    if bias is not None:
+        shift = tl.load(bias + rows).to(tl.float32)
+    if qk_norm is not None:
+        scale_a = tl.load(qk_norm + head * head_dim + pair, mask=rotated, other=1.0).to(tl.float32)
+        scale_b = tl.load(qk_norm + head * head_dim + half + pair, mask=rotated, other=1.0).to(tl.float32)
+    wait_for_previous(pdl)
+
+    inside = (m < count)[:, None]
+    angles = cos_sin + m[:, None] * head_dim + pair[None, :]
+    cos = tl.load(angles, mask=inside & rotated, other=1.0)
+    sin = tl.load(angles + half, mask=inside & rotated, other=0.0)
+    slot = tl.load(slots + m, mask=m < count, other=0)
+    acc = product(hidden, norm_weight, weight, rows, m, count, ahead, eps, size, block_m, block_n, block_k, stages)
+    if bias is not None:
+        acc += shift[None, :]
+    a, b = tl.split(tl.reshape(acc, (block_m, pairs, 2)))
+    if qk_norm is not None:
+        scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / head_dim + eps)
+        scale = tl.where(rotated, scale, 1.0)[:, None]
+        a *= scale * scale_a[None, :]
+        b *= scale * scale_b[None, :]
+    first_half = a * cos - b * sin
+    second_half = b * cos + a * sin
+    if head < heads:
+        target = query_out + (m * heads + head)[:, None] * head_dim + pair[None, :]
+        tl.store(target, first_half.to(query_out.dtype.element_ty), mask=inside)
+        tl.store(target + half, second_half.to(query_out.dtype.element_ty), mask=inside)
+    else:
+        is_value = (head >= heads + kv_heads).to(tl.int32)
+        kv_head = head - heads - is_value * kv_heads
+        token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
+        target = kv + ((token * kv_heads + kv_head) * head_dim)[:, None] + pair[None, :]
+        tl.store(target, first_half.to(kv.dtype.element_ty), mask=inside)
+        tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _gate_up_kernel(
+    hidden, norm_weight, weight, bias, out,
+    count,
+    inner,
+    eps,
+    size: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    stages: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    pairs: tl.constexpr = block_n // 2
+    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    column = tl.arange(0, block_n)
+    # A gate and its up lie side by side, so that one thread holds both.
+    rows = tl.minimum(tl.program_id(1) * pairs + column // 2, inner - 1) + column % 2 * inner
+    ahead = request(weight, norm_weight, rows, size, block_m, block_n, block_k, pdl)
+    if bias is not None:
+        shift = tl.load(bias + rows).to(tl.float32)
+    wait_for_previous(pdl)
+
+    acc = product(hidden, norm_weight, weight, rows, m, count, ahead, eps, size, block_m, block_n, block_k, stages)
+    if bias is not None:
+        acc += shift[None, :]
+    gate, up = tl.split(tl.reshape(acc, (block_m, pairs, 2)))
+    n = tl.program_id(1) * pairs + tl.arange(0, pairs)
+    inside = (m < count)[:, None] & (n < inner)[None, :]
+    activated = gate * tl.sigmoid(gate) * up
+    tl.store(out + m[:, None] * inner + n[None, :], activated.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _linear_kernel(
+    x, weight, bias, out,
+    count,
+    columns,
+    size: tl.constexpr,
+    residual: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    stages: tl.constexpr,
+    pdl: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    n = tl.program_id(1) * block_n + tl.arange(0, block_n)
+    rows = tl.minimum(n, columns - 1)
+    ahead = request(weight, None, rows, size, block_m, block_n, block_k, pdl)
+    if bias is not None:
+        shift = tl.load(bias + rows).to(tl.float32)
+    wait_for_previous(pdl)
+
+    inside = (m < count)[:, None] & (n < columns)[None, :]
+    target = out + m.to(tl.int64)[:, None] * columns + n[None, :]
+    if residual:
+        before = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    acc = product(x, None, weight, rows, m, count, ahead, 0.0, size, block_m, block_n, block_k, stages)
+    if bias is not None:
+        acc += shift[None, :]
+    if residual:
+        acc += before
+    tl.store(target, acc.to(out.dtype.element_ty), mask=inside)
