@@ -184,6 +184,11 @@ class TreeAttention:
         self._upload(grown)
         return grown
 
+    def clear(self) -> None:
+        """Empty the work list, so that a launch for any number of rows finds nothing to do until the next plan."""
+        self._item_count.zero_()
+        self._splits.zero_()
+
     def decode(self, layer: int, query: Tensor, out: Tensor, rows: int, upcoming: Tensor | None = None) -> None:
         """Attend with the first `rows` rows' queries; safe to capture in a CUDA graph.
 

@@ -222,6 +222,8 @@ class DeviceLoop:
             return
         for array in (self._rows.device["alive"], self._rows.device["step"]):
             array.zero_()
+        self.attention.clear()  # a work list is good for launches of the size that it was planned for
+        self._plan = None
         for work in (sample, forward):  # compiles and loads what recording may not
             work()
         self._graphs.record(("sample", size, has_filter), sample)

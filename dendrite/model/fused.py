@@ -105,7 +105,6 @@ class FusedDecoder:
         self._qkv = buffer(wide, config.query_size + 2 * config.kv_size)
         self._gate_up = buffer(wide, 2 * config.intermediate_size)
         self._added = buffer(wide, config.hidden_size)
-        self._wide_logits = buffer(wide, config.vocab_size)
 
     def run_layers(self, rows: RowInputs, size: int) -> Tensor:
         """Run the first `size` rows through all layers, writing their KV: [size, d], before the final norm."""
@@ -141,9 +140,6 @@ class FusedDecoder:
         """Logits [B, V] float32 of final hidden states [B, d], in memory that the next call overwrites."""
         size, head = states.shape[0], self._decoder.weights.lm_head
         logits = self._logits[:size]
-        if size >= _WIDE_ROWS:
-            head.into(states, self._wide_logits[:size])
-            return logits.copy_(self._wide_logits[:size])
         product = linear.linear if size <= _VECTOR_ROWS else gemm.linear
         product(states, head.weight, head.bias, logits, pdl=self._pdl)
         return logits
