@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.common import Spread, spread, write_result
+from benchmarks.machine import hardware_name
 from dendrite.attention.tree import TreeAttention, default_tile
 from dendrite.attention.tree_cost import CostModel
 from dendrite.kernels.attention import TileConfig
@@ -53,8 +54,10 @@ class Heads:
 
 
 SHAPES = (Heads(32, 4, 64, ""), Heads(32, 8, 128, ".h8x128"))
-QUICK = tuple((batch, prefix) for batch in (8, 64, 256) for prefix in (512, 4096, 32768))
-FULL = tuple((batch, prefix) for batch in (8, 16, 32, 64, 128, 256, 512) for prefix in (512, 1024, 4096, 8192, 32768))
+QUICK = tuple((batch, prefix) for batch in (8, 64, 256) for prefix in (64, 256, 512, 4096, 32768))
+FULL = tuple(
+    (batch, prefix) for batch in (8, 16, 32, 64, 128, 256, 512) for prefix in (64, 256, 512, 1024, 4096, 8192, 32768)
+)
 
 
 class Case:
@@ -161,7 +164,9 @@ def planner_us(case: Case, attention: TreeAttention) -> list[float]:
 def measure(heads: Heads, batch: int, prefix: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of one case, and what they were made from."""
     case = Case(heads, batch, prefix)
-    tree, flat = case.attention(), case.attention(FLAT)
+    picked = case.attention().plan(case.tables, case.lengths, HORIZON).kind
+    always = replace(CostModel.of(heads.dim), least_gain_us=-math.inf)
+    tree, flat = case.attention(always), case.attention(FLAT)
     plan = tree.plan(case.tables, case.lengths, HORIZON)
     flat.plan(case.tables, case.lengths, HORIZON)
     spreads: dict[str, Spread] = {
@@ -177,8 +182,24 @@ def measure(heads: Heads, batch: int, prefix: int) -> tuple[dict[str, float], di
     metrics["tree_gb_s"] = plan.tokens * heads.token_bytes / best / 1e3
     metrics["tree_tflop_s"] = case.flops / best / 1e6
     name = f"attention.b{batch}.p{prefix}"
-    raw = {"kind": plan.kind, "items": len(plan.items), "splits": int(plan.splits.max()), **spreads}
+    raw = {"picked": picked, "items": len(plan.items), "splits": int(plan.splits.max()), **spreads}
     return {f"{name}.{key}{heads.suffix}": value for key, value in metrics.items()}, {name + heads.suffix: raw}
+
+
+def crossovers(metrics: dict[str, float], cases: tuple[tuple[int, int], ...]) -> dict[str, dict[str, int | None]]:
+    """By shape and batch, the shortest prefix measured from which on tree attention is the faster; None for never."""
+    found: dict[str, dict[str, int | None]] = {}
+    for heads in SHAPES:
+        by_batch = found[f"{heads.query}/{heads.kv}x{heads.dim}"] = {}
+        for batch in sorted({batch for batch, _ in cases}):
+            shortest = None
+            for prefix in sorted((prefix for other, prefix in cases if other == batch), reverse=True):
+                name = f"attention.b{batch}.p{prefix}"
+                if metrics[f"{name}.tree_us{heads.suffix}"] > metrics[f"{name}.flat_us{heads.suffix}"]:
+                    break
+                shortest = prefix
+            by_batch[str(batch)] = shortest
+    return found
 
 
 def report(cases: tuple[tuple[int, int], ...]) -> None:
@@ -196,22 +217,22 @@ def report(cases: tuple[tuple[int, int], ...]) -> None:
             label = f"b{batch} p{prefix} {heads.query}/{heads.kv}x{heads.dim}"
             print(f"{label:36} {tree:9.1f} {flat:9.1f} {peer:10.1f} {plan:8.0f} {rate:7.0f} {flops:8.0f}", flush=True)
             torch.cuda.empty_cache()
+    raw["crossover"] = crossovers(metrics, cases)
     packages = ["triton"]
     if importlib.util.find_spec("flashinfer") is not None:
         packages.append("flashinfer-python")
     path = write_result(
-        benchmark="attention", subject="tree", hardware=hardware(), metrics=metrics, raw=raw, packages=packages
+        benchmark="attention",
+        subject="tree",
+        hardware=hardware_name(torch.device("cuda")),
+        metrics=metrics,
+        raw=raw,
+        packages=packages,
     )
     print(f"written to {path}")
 
 
 COLUMNS = ("tree_us", "flat_us", "flashinfer_us", "plan_us", "tree_gb_s", "tree_tflop_s")
-
-
-def hardware() -> str:
-    """Short name of the GPU, such as `h200`."""
-    name = torch.cuda.get_device_name().lower()
-    return next((known for known in ("h100", "h200", "b200", "a100") if known in name), name.replace(" ", "-"))
 
 
 SWEEP = ((SHAPES[0], 256, 4096), (SHAPES[0], 64, 4096), (SHAPES[0], 8, 4096), (SHAPES[0], 1, 576),

@@ -117,6 +117,15 @@ class DeviceLoop:
         steps, rows, slots = index.view(-1, 3).unbind(1)
         self._tips.states.index_copy_(0, slots, self._history[steps, rows])
 
+    def savings(self) -> dict[str, int]:
+        """How attention has run: the fields of `EngineStats` that only a device loop can fill."""
+        seen = self.attention.counters
+        return {
+            "tree_bursts": seen.tree_batches,
+            "flat_bursts": seen.flat_batches,
+            "kv_bytes_saved": self.attention.kv_bytes_saved,
+        }
+
     # ---------------------------------------------------------------- inputs
 
     def _fill(self, generations: Sequence[Generation], size: int) -> None:

@@ -67,7 +67,7 @@ class Engine:
         self._runner = ModelRunner(decoder, value_head, storage, make_attention(config, storage, shape.num_heads))
         self._vocabulary = shape.vocab_size
         self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
-        loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
+        self._loop = loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
         max_burst = config.max_burst if loop is not None else 1
         self._scheduler = Scheduler(self.cache, config, longest, max_burst)
         self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, loop)
@@ -203,6 +203,7 @@ class Engine:
             pages_cached=cache.cached_pages,
             running=len(scheduler.running),
             waiting=scheduler.waiting_count,
+            **(self._loop.savings() if self._loop is not None else {}),
         )
 
     def check(self) -> None:

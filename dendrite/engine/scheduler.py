@@ -231,8 +231,8 @@ class Scheduler:
 
     def _tight(self, tokens: int) -> bool:
         """Whether some running node may not find its pages: then the order of reservation matters."""
-        each = 1 + (tokens - 1) // self._config.page_size + (tokens > 1)
-        return self._cache.available_pages < len(self.running) * each
+        needed = sum(self._cache.pages_needed(generation.node, tokens) for generation in self.running)
+        return self._cache.available_pages < needed
 
     def _reserve_chunks(self, room: int, copies: list[TailCopy], *, idle_otherwise: bool) -> list[Chunk]:
         chunks: list[Chunk] = []

@@ -28,7 +28,9 @@ class EngineStats:
     (run again because their KV had been dropped), `decode_tokens` (sampled), `cached_tokens` (prompt tokens found in
     the prefix cache), `retips` (single tokens run again for their hidden state), `forks`, `tail_copies`, `takeovers`,
     `preemptions`, `steps`, `seconds_running` (wall time inside steps). `shared_ratio` is the share of context tokens,
-    over all decode steps, that was read from an ancestor's pages.
+    over all decode steps, that was read from an ancestor's pages. On the GPU, `tree_bursts` and `flat_bursts` are the
+    bursts of decode steps whose attention did and did not read shared segments once for several rows, and
+    `kv_bytes_saved` what that has spared.
 
     Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
     """
@@ -51,6 +53,9 @@ class EngineStats:
     pages_cached: int
     running: int
     waiting: int
+    tree_bursts: int = 0
+    flat_bursts: int = 0
+    kv_bytes_saved: int = 0
 
     def to_dict(self) -> dict[str, int | float]:
         """The fields by name."""

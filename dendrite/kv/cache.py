@@ -112,6 +112,11 @@ class KvCache:
 
     # A step: reserve, run, commit
 
+    def pages_needed(self, node: Node, n: int) -> int:
+        """Pages that `reserve` would take for the `n` tokens after `node`'s computed ones, at most."""
+        size, base = self.page_size, node.base
+        return max(0, -(-(base + node.computed + n) // size) - base // size - len(node.pages))
+
     def reserve(self, node: Node, n: int) -> TailCopy | None:
         """Give `node` slots for the `n` tokens after its computed ones; evicts cached segments if it must.
 
@@ -130,9 +135,8 @@ class KvCache:
             if n < 0:
                 raise InvalidArgument("n", n, "at least 0")
             return None
-        size, base = self.page_size, node.base
-        need = -(-(base + node.computed + n) // size) - base // size - len(node.pages)
-        if need <= 0:
+        need = self.pages_needed(node, n)
+        if need == 0:
             return None
         if node.pages or node.base % self.page_size == 0:
             if not node.pages:

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from dendrite.config import EngineConfig
+from dendrite.engine import engine as engine_module
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Generation
 from dendrite.errors import OutOfPages
 from dendrite.kv.node import Node
 from dendrite.model.decoder import Decoder
+from tests.dendrite.engine.host_loop import HostLoop
 from tests.recompute import logits_by_recomputation
 from tests.tiny_config import TINY
 
@@ -35,12 +37,15 @@ SHAPE = replace(
 DECODER = Decoder.random(SHAPE, seed=1)
 
 
-def small_engine() -> Engine:
-    """14 pages of 8 tokens."""
+def small_engine(*, bursts: bool = False) -> Engine:
+    """14 pages of 8 tokens; with `bursts`, several tokens a step, as on a GPU."""
     config = EngineConfig(
         kv_tokens=112, page_size=8, max_batch_tokens=24, max_running=8, debug_checks=True, device="cpu"
     )
-    return Engine(DECODER, config=config)
+    with pytest.MonkeyPatch.context() as patch:
+        if bursts:
+            patch.setattr(engine_module, "make_device_loop", HostLoop)
+        return Engine(DECODER, config=config)
 
 
 def assert_recomputation_agrees(node: Node) -> None:
@@ -139,14 +144,25 @@ class EngineMachine(RuleBasedStateMachine):
         finish(self.engine, self.live, self.generations)
 
 
+class BurstMachine(EngineMachine):
+    """The same, several tokens a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = small_engine(bursts=True)
+
+
+BurstMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestBurstMachine = BurstMachine.TestCase
 EngineMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
 
 
+@pytest.mark.parametrize("bursts", [False, True])
 @pytest.mark.parametrize("seed", range(40))
-def test_random_work(seed: int) -> None:
+def test_random_work(seed: int, bursts: bool) -> None:
     rng = random.Random(seed)
-    engine = small_engine()
+    engine = small_engine(bursts=bursts)
     nodes: list[Node] = []
     generations: list[Generation] = []
     for _ in range(60):
@@ -162,7 +178,10 @@ def test_random_work(seed: int) -> None:
         elif draw < 0.45:
             if node.length < 100 and all(g.done or g.node is not node for g in generations):
                 wanted = rng.randint(1, 12)
-                generations += engine.submit(node, max_tokens=wanted, priority=rng.randint(0, 2), temperature=2.0)
+                stops = rng.sample(range(31), k=2) if rng.random() < 0.3 else ()
+                generations += engine.submit(
+                    node, max_tokens=wanted, priority=rng.randint(0, 2), temperature=2.0, stop_token_ids=stops
+                )
         elif draw < 0.6 and node.length <= 60:
             kids = node.fork(rng.randint(2, 5))
             nodes += kids

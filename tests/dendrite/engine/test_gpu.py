@@ -137,6 +137,16 @@ def test_scores_are_the_stored_logprobs(decoder: Decoder) -> None:
 # ---------------------------------------------------------------- graphs, bursts, replays
 
 
+def test_batches_may_shrink_from_one_to_the_next(decoder: Decoder, oracle: Decoder) -> None:
+    """The graphs of a smaller batch are recorded after a larger one has run."""
+    with make_engine(decoder) as engine:
+        root = engine.prefill(prompt(300))
+        for count in (200, 40, 5, 2, 1):
+            kids = root.fork(count)
+            engine.decode(kids, max_tokens=6)
+            assert_recomputation_agrees(oracle, kids[-1:])
+
+
 def trace(engine: Engine, temperature: float) -> list[list[int]]:
     """A small search: what each node of it generated."""
     rng = random.Random(3)

@@ -54,3 +54,44 @@ def test_what_continues_kv_that_cannot_be_computed_fails_with_it() -> None:
     assert isinstance(job.error, OutOfPages)
     scheduler.take_ended()
     assert not scheduler.has_work
+
+
+def running(cache: KvCache, max_burst: int, *wanted: int) -> Scheduler:
+    """A scheduler with a generation of so many tokens on each child of a computed root."""
+    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64, max_burst=max_burst)
+    root = cache.new_tree(list(range(8)), tree_id=1, seed=0, detokenize=lambda tokens: "")
+    cache.reserve(root, 8)
+    cache.commit(root, 8)
+    root.tip = 0
+    for order, (node, tokens) in enumerate(zip(root.fork(len(wanted)), wanted, strict=True)):
+        params = SamplingParams(max_tokens=tokens)
+        scheduler.add(Generation(node, params, 0, 0, 0.0, order, None, frozenset(), pace=max_burst))
+    return scheduler
+
+
+def test_a_burst_starts_small_and_ends_with_the_shortest_generation() -> None:
+    scheduler = running(KvCache(64, 8), 16, 30, 12)
+    bursts = []
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        bursts.append(plan.burst)
+        for member in plan.decodes:
+            assert member.node.base + len(member.node.pages) * 8 >= member.node.length + plan.burst
+            member.node.tokens += [0] * plan.burst
+            scheduler._cache.commit(member.node, plan.burst)
+            member.produced += plan.burst
+            if member.produced == member.params.max_tokens:
+                member.finish_reason = "length"
+        scheduler.finished([member for member in plan.decodes if member.done])
+    assert bursts == [1, 4, 7, 16, 2]
+
+
+def test_a_burst_shrinks_to_one_token_where_pages_are_short() -> None:
+    scheduler = running(KvCache(1 + 1 + 5, 8), 16, 30, 30)
+    for expected in (1, 4, 1):
+        plan = scheduler.schedule()
+        assert plan.burst == expected
+        for member in plan.decodes:
+            member.node.tokens += [0] * plan.burst
+            scheduler._cache.commit(member.node, plan.burst)
+            member.produced += plan.burst

@@ -271,3 +271,22 @@ def test_a_released_node_frees_what_it_holds_past_its_last_fork() -> None:
     far.release()
     assert len(root.pages) == 2
     engine.verify([near])
+
+
+def test_reserved_pages_that_nothing_was_written_to_are_given_back() -> None:
+    engine = SimulatedEngine(page_size=8)
+    root = engine.prompt(range(12))
+    (kid,) = root.fork()
+    cache = engine.cache
+    before = cache.pool.num_free
+    assert cache.pages_needed(kid, 30) == 5
+    cache.reserve(kid, 30)
+    assert cache.pool.num_free == before - 5
+    assert cache.pages_needed(kid, 28) == 0
+    kid.tokens += [1, 2, 3, 4, 5]
+    cache.commit(kid, 5)
+    cache.unreserve(kid)
+    assert len(kid.pages) == 2
+    assert cache.pool.num_free == before - 2
+    assert len(cache.page_table(kid)) == 3
+    cache.check()

@@ -1,0 +1,75 @@
+"""The device loop's contract in plain PyTorch, so that bursts can be tested where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dendrite.attention.base import ForwardBatch
+from dendrite.attention.torch_reference import TorchAttention
+from dendrite.config import EngineConfig
+from dendrite.engine.device_loop import Burst
+from dendrite.engine.generation import Generation
+from dendrite.engine.sampler import SamplingBatch, logprobs_of, sample, uniform
+from dendrite.engine.tips import TipStore
+from dendrite.kv.cache import KvCache
+from dendrite.kv.storage import KvStorage
+from dendrite.model.decoder import Decoder
+
+
+class HostLoop:
+    """See `DeviceLoop`; stop ids are left to the host."""
+
+    def __init__(
+        self, decoder: Decoder, storage: KvStorage, tips: TipStore, cache: KvCache, config: EngineConfig, longest: int
+    ) -> None:
+        self._decoder, self._tips, self._cache, self._longest = decoder, tips, cache, longest
+        self._attention, self._size = TorchAttention(storage), config.page_size
+        self._history: list[Tensor] = []
+
+    def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
+        states = self._tips.read([generation.tip for generation in generations])
+        settings = SamplingBatch.of([g.params for g in generations], self._decoder.config.vocab_size, states.device)
+        tokens, logprobs = [], []
+        self._history = []
+        for step in range(steps):
+            lengths = [generation.node.length + step for generation in generations]
+            assert max(lengths) < self._longest
+            keys = np.array([(g.seed, g.branch, n) for g, n in zip(generations, lengths, strict=True)], np.uint64)
+            logits = self._decoder.logits(states)
+            drawn = sample(logits, settings, uniform(keys[:, 0], keys[:, 1], keys[:, 2]))
+            tokens.append(drawn)
+            logprobs.append(logprobs_of(logits, drawn))
+            states = self._decoder.forward(self._batch(generations, drawn, lengths), self._attention)
+            self._history.append(states)
+        self._tips.write([generation.node.tip for generation in generations], states)
+        return Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist())
+
+    def rewind(self, ends: Sequence[tuple[int, Generation, int]]) -> None:
+        for row, generation, accepted in ends:
+            self._tips.write([generation.node.tip], self._history[accepted - 1][row : row + 1])
+
+    def savings(self) -> dict[str, int]:
+        return {}
+
+    def _batch(self, generations: Sequence[Generation], tokens: Tensor, positions: list[int]) -> ForwardBatch:
+        tables = [self._cache.page_table(generation.node) for generation in generations]
+        counts = [position // self._size + 1 for position in positions]
+        stacked = np.zeros((len(tables), max(counts)), np.int64)
+        for row, (table, count) in enumerate(zip(tables, counts, strict=True)):
+            stacked[row, :count] = table[:count]
+        slots = [
+            table[at // self._size] * self._size + at % self._size for table, at in zip(tables, positions, strict=True)
+        ]
+        return ForwardBatch(
+            tokens=tokens,
+            positions=torch.tensor(positions),
+            slots=torch.tensor(slots),
+            query_start=list(range(len(tables) + 1)),
+            context=[position + 1 for position in positions],
+            page_table=torch.from_numpy(stacked),
+            shared_pages=[],
+        )
