@@ -31,7 +31,7 @@ from dendrite.engine.stepper import StepResult, TokenEvent
 from dendrite.model.decoder import Decoder
 
 _ENOUGH_RUNS = 5
-_PEER_SECONDS = 30.0
+_PEER_SECONDS = 8.0
 _PACKAGES = ("triton", "flashinfer-python", "transformers")
 
 
@@ -130,7 +130,7 @@ def measure_engine(
 
 @torch.inference_mode()
 def measure_peer(decoder: Decoder, names: Sequence[str], runs: int, sizes: Sizes, measured: Measured) -> None:
-    """Run transformers on the same weights: a figure at a time, each for half a minute and at least once."""
+    """Run transformers on the same weights: a figure at a time, each for some seconds and at least once."""
     from benchmarks.peers import Transformers
 
     prompts = random_prompts(decoder.config.vocab_size)

@@ -157,11 +157,15 @@ def partial_kernel(
     if PDL:
         program = index * KV_HEADS + head
         prefetch_share(upcoming, upcoming_bytes, program, tl.num_programs(1) * KV_HEADS)
+    # The kernel before has written keys, values and queries; the lengths were there before it (`wait_before_next`).
+    length = tl.load(lengths + row, cache_modifier=".cg")
+    if MERGING:
+        parts = tl.load(counts + row)
     if busy | (index == 0):  # one program at least must wait, so that the launch ends after the one before it
         wait_for_previous(PDL)
     if busy:
         if count == 1:
-            end = tl.minimum(end, tl.load(lengths + row))
+            end = tl.minimum(end, length)
         if BLOCK_M == SMALL_M or count * (HEADS // KV_HEADS) <= SMALL_M:
             _tile(
                 queries, memory, pages, order, partials, logsums,
@@ -177,7 +181,6 @@ def partial_kernel(
         if MERGING:
             tl.debug_barrier()
             arrived = tl.atomic_add(arrivals + head, 1, sem="acq_rel")
-            parts = tl.load(counts + row)
             if arrived == parts - 1:
                 tl.store(arrivals + head, 0)
                 GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -262,7 +265,7 @@ def partial_attention(
         query: [rows, Hq, D].
         memory: one layer's KV, [pages, 2, page_size, Hkv, D]; float8_e4m3fn is converted after the load.
         pages: int32; the rows' page tables, one after the other.
-        lengths: [rows] int32; tokens that each row's query sees.
+        lengths: [rows] int32; tokens that each row's query sees. With `pdl`, not written by the kernel just before.
         items: [>= max_items, 8] int32; the work list.
         item_count: [1] int32; items in the list.
         order: [ranks] int32; row of each rank.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dendrite.errors import InvalidArgument
 from dendrite.kernels.linear_config import Kind, LinearConfig, choose
-from dendrite.kernels.pdl import wait_for_previous
+from dendrite.kernels.pdl import wait_before_next, wait_for_previous
 from dendrite.kernels.product import product, request
 
 
@@ -246,7 +246,7 @@ def _qkv_kernel(
     if qk_norm is not None:
         scale_a = tl.load(qk_norm + head * head_dim + pair, mask=rotated, other=1.0).to(tl.float32)
         scale_b = tl.load(qk_norm + head * head_dim + half + pair, mask=rotated, other=1.0).to(tl.float32)
-    wait_for_previous(pdl)
+    wait_before_next(pdl)  # attention reads the lengths before it waits
 
     inside = (m < count)[:, None]
     angles = cos_sin + m[:, None] * head_dim + pair[None, :]

@@ -15,3 +15,14 @@ def wait_for_previous(pdl: tl.constexpr):
     if pdl:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def wait_before_next(pdl: tl.constexpr):
+    """The same, but the next kernel starts only once all kernels before this one have ended.
+
+    So the next one may read, before it waits, whatever they wrote. Such reads must bypass the first-level cache.
+    """
+    if pdl:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dendrite.kernels.pdl import wait_for_previous
+from dendrite.kernels.pdl import wait_before_next, wait_for_previous
 
 _BLOCK = 1024  # columns of a program where a row is divided
 _HEADS = 8  # heads of a program of `rope_append_partials`
@@ -188,7 +188,7 @@ def _rope_append_partials_kernel(
     if qk_norm is not None:
         scale_a = tl.load(qk_norm + at, mask=rotated, other=1.0).to(tl.float32)
         scale_b = tl.load(qk_norm + at + half, mask=rotated, other=1.0).to(tl.float32)
-    wait_for_previous(pdl)
+    wait_before_next(pdl)  # attention reads the lengths before it waits
 
     slot = tl.load(slots + m)
     cos = tl.load(cos_sin + m * (2 * half) + channel, mask=rotated, other=1.0)
