@@ -215,5 +215,5 @@ class FusedDecoder:
         size, weight = query.shape[0], layer.output.weight
         mixed = self._mixed[:size]
         ahead = weight[: max(1, _AHEAD_BYTES // (weight.shape[1] * weight.element_size()))]
-        self._attention.decode(index, query, mixed, size, upcoming=ahead if self._pdl else None)
+        self._attention.decode(index, query, mixed, size, upcoming=ahead if size <= _VECTOR_ROWS else None)
         return mixed.view(size, -1)
