@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import GOALS
+
 README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(?P<open><!-- results: (?P<name>\w+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL)
@@ -91,7 +93,56 @@ def search_block() -> str:
     return _with_source(f"{_table(header, rows)}\n\n{note}", result)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"fork": fork_block, "decode": decode_block, "search": search_block}
+def gpu_block() -> str:
+    """The tree workloads on a GPU, beside vLLM's figures and transformers on the same weights in the same run."""
+    small, large = _load("tree_workloads-h100-tinyllama"), _load("tree_workloads-h100-llama3-8b")
+    rows = []
+    for metric, label in _WORKLOADS.items():
+        peer = small["metrics"].get(f"transformers.{metric}")
+        cells = [label, *(_workload(result["metrics"].get(metric)) for result in (small, large))]
+        vllm = [GOALS[shape][metric].vllm if metric in GOALS[shape] else None for shape in ("tinyllama", "llama3-8b")]
+        rows.append((cells[0], cells[1], _workload(vllm[0]), _workload(peer), cells[2], _workload(vllm[1])))
+    header = ("", "TinyLlama shape", "vLLM, H200", "transformers", "Llama-3-8B shape", "vLLM, H200")
+    return _with_source(_table(header, rows), small)
+
+
+def attention_block() -> str:
+    """Attention of one layer over a shared prefix, beside FlashInfer's flat decode kernel."""
+    result = _load("attention-h100-tree")
+    rows = []
+    for batch in (8, 64, 256):
+        for prefix in (512, 4096, 32768):
+            name = f"attention.b{batch}.p{prefix}"
+            tree, flat, peer = (result["metrics"][f"{name}.{kind}_us"] for kind in ("tree", "flat", "flashinfer"))
+            rows.append((f"{batch} × {prefix:,}", _short(tree), _short(flat), _short(peer), f"{peer / tree:.1f}×"))
+    header = ("branches × shared tokens", "tree, µs", "flat, µs", "FlashInfer, µs", "FlashInfer ÷ tree")
+    return _with_source(_table(header, rows), result)
+
+
+_WORKLOADS = {
+    "W1.ms_per_token": "one sequence, ms a token",
+    "W2.n8.tok_s": "8 branches of 4,096 tokens, tokens/s",
+    "W2.n64.tok_s": "64 branches, tokens/s",
+    "W2.n256.tok_s": "256 branches, tokens/s",
+    "W3.f1.ms_per_expansion": "tree search of 32-token expansions, ms each",
+    "W3.f16.ms_per_expansion": "the same, 16 in flight",
+    "W4.c4096.ms": "branch 4,096 tokens, ms to the first token",
+    "W4.c16000.ms": "branch 16,000 tokens, ms to the first token",
+    "W5.tok_s": "8 trees × 16 leaves × 8 levels, tokens/s",
+}
+
+
+def _workload(value: float | None) -> str:
+    return "–" if value is None else _short(value)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "gpu": gpu_block,
+    "attention": attention_block,
+    "fork": fork_block,
+    "decode": decode_block,
+    "search": search_block,
+}
 
 
 def _load(stem: str) -> dict[str, Any]:

@@ -129,7 +129,14 @@ def measure_engine(
 
 
 @torch.inference_mode()
-def measure_peer(decoder: Decoder, names: Sequence[str], runs: int, sizes: Sizes, measured: Measured) -> None:
+def measure_peer(
+    decoder: Decoder,
+    names: Sequence[str],
+    runs: int,
+    sizes: Sizes,
+    measured: Measured,
+    save: Callable[[], None],
+) -> None:
     """Run transformers on the same weights: a figure at a time, each for some seconds and at least once."""
     from benchmarks.peers import Transformers
 
@@ -151,6 +158,7 @@ def measure_peer(decoder: Decoder, names: Sequence[str], runs: int, sizes: Sizes
         else:
             for metric, row in measured.take(found, "transformers.").items():
                 print(f"  transformers {metric:22} {row['median']:12,.2f}", flush=True)
+            save()
         release_memory(decoder.device)
 
 
@@ -245,7 +253,7 @@ def main() -> int:
         "Dendrite": lambda: measure_engine(decoder, config, given.workloads, given.runs, sizes, measured, save)
     }
     if given.peer:
-        stages[given.peer] = lambda: measure_peer(decoder, given.workloads, given.runs, sizes, measured)
+        stages[given.peer] = lambda: measure_peer(decoder, given.workloads, given.runs, sizes, measured, save)
     for name, measure in stages.items():
         try:
             measure()
