@@ -92,6 +92,8 @@ class DeviceLoop:
             generations: the rows; each starts from the tip it names and leaves its last hidden state in its node's.
             steps: at most `config.max_burst`.
             version: changes whenever the list of generations does.
+
+        If it raises (Ctrl-C while it waits, say), the nodes' tips are undefined, and no token has been generated.
         """
         count = len(generations)
         size = next(size for size in self._sizes if size >= count)
@@ -102,9 +104,14 @@ class DeviceLoop:
             self._record(size, self._has_filter)
             self._fill(generations, size)
         self._filled_for = -1
-        self._place(generations, size, steps, version)
-        self._launch(count, size, self._has_filter, steps)
-        burst = self._await(count, steps)
+        try:
+            self._place(generations, size, steps, version)
+            self._launch(count, size, self._has_filter, steps)
+            burst = self._await(count, steps)
+        except BaseException:
+            if self._ready is not None:  # what is queued still reads the memory that the next burst fills
+                torch.cuda.synchronize()
+            raise
         self._filled_for = version
         return burst
 

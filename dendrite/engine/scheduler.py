@@ -140,6 +140,14 @@ class Scheduler:
         self.running = [generation for generation in self.running if not generation.done]
         self.version += 1
 
+    def interrupted(self, generations: Iterable[Generation]) -> None:
+        """Put generations whose step has failed back into the queue, since their tips are lost."""
+        for generation in generations:
+            self.running.remove(generation)
+            self._rest(generation.node, generation.priority)
+            self.add(generation)
+        self.version += 1
+
     def freed(self, node: Node) -> None:
         """Forget a node whose KV is gone."""
         self._idle.pop(node, None)

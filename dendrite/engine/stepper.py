@@ -123,7 +123,13 @@ class Stepper:
         for generation in plan.decodes:
             if generation.node.tip < 0:
                 self._own_tip(generation.node)
-        burst = loop.run(plan.decodes, plan.burst, self._scheduler.version)
+        try:
+            burst = loop.run(plan.decodes, plan.burst, self._scheduler.version)
+        except BaseException:
+            for generation in plan.decodes:
+                self._lose_tip(generation.node)
+            self._scheduler.interrupted(plan.decodes)
+            raise
         spans: list[Span] = []
         cut: list[tuple[int, Generation, int]] = []
         for row, generation in enumerate(plan.decodes):
@@ -248,6 +254,11 @@ class Stepper:
                 rows.append(ends[at])
         if slots:
             self._runner.tips.write(slots, hidden if rows == list(range(len(hidden))) else hidden[rows])
+
+    def _lose_tip(self, node: Node) -> None:
+        """Forget a hidden state that may be that of another token; it is computed again when it is asked for."""
+        self._runner.tips.release(node.tip)
+        node.tip = -1
 
     def _own_tip(self, node: Node) -> int:
         if node.tip < 0:

@@ -29,6 +29,7 @@ class HostLoop:
         self._decoder, self._tips, self._cache, self._longest = decoder, tips, cache, longest
         self._attention, self._size = TorchAttention(storage), config.page_size
         self._history: list[Tensor] = []
+        self.interrupt_in = -2  # bursts until one is interrupted while the host waits for it
 
     def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
         states = self._tips.read([generation.tip for generation in generations])
@@ -46,6 +47,9 @@ class HostLoop:
             states = self._decoder.forward(self._batch(generations, drawn, lengths), self._attention)
             self._history.append(states)
         self._tips.write([generation.node.tip for generation in generations], states)
+        self.interrupt_in -= 1
+        if self.interrupt_in == 0:
+            raise KeyboardInterrupt
         return Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist())
 
     def rewind(self, ends: Sequence[tuple[int, Generation, int]]) -> None:

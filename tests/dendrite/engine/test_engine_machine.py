@@ -195,3 +195,31 @@ def test_random_work(seed: int, bursts: bool) -> None:
             for _ in range(rng.randint(1, 20)):
                 engine.step()
     finish(engine, nodes, generations)
+
+
+@pytest.mark.parametrize("bursts", [1, 2, 3])
+def test_an_interrupted_burst_leaves_nodes_that_go_on_correctly(bursts: int) -> None:
+    engine = small_engine(bursts=True)
+    root = engine.prefill(list(range(11)))
+    kids = root.fork(3)
+    engine._stepper._loop.interrupt_in = bursts
+    with pytest.raises(KeyboardInterrupt):
+        engine.decode(kids, max_tokens=20, temperature=2.0)
+    engine.check()
+    assert {len(kid.tokens) for kid in kids} == {[0, 1, 5][bursts - 1]}
+    forks = [kid.fork()[0] for kid in kids]
+    generations = engine.submit([*kids[:2], *forks], max_tokens=4, temperature=2.0)
+    finish(engine, [*kids, *forks, root], generations)
+
+
+def test_the_engine_steps_on_after_an_interrupt() -> None:
+    engine = small_engine(bursts=True)
+    root = engine.prefill(list(range(11)))
+    kids = root.fork(2)
+    generations = engine.submit(kids, max_tokens=20, temperature=2.0)
+    engine._stepper._loop.interrupt_in = 2
+    engine.step()
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    finish(engine, [*kids, root], generations)
+    assert [len(kid.tokens) for kid in kids] == [20, 20]
