@@ -38,11 +38,12 @@ from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
 from dendrite.jobs import as_solved
 from dendrite.model.folder import resolve
-from dendrite.search import ALGORITHMS, Budget, SearchResult, Task, run_search_async
+from dendrite.search import Budget, SearchResult, Task, run_search_async
 from dendrite.search.tasks import countdown
 
 Z95 = 1.959964
 """Normal quantile of a two-sided interval of 95 %."""
+COMPARED = ("mcts", "best_of_n", "greedy")
 SHARES = (8, 4, 2, 1)
 """Points of the curves: the compared budget divided by these."""
 
@@ -207,7 +208,7 @@ def main() -> None:
     shared = {"in_flight": arguments.in_flight, "temperature": arguments.temperature}
     options = {"mcts": shared, "best_of_n": shared, "greedy": {}}
     points = []
-    for algorithm in arguments.algorithm or ALGORITHMS:
+    for algorithm in arguments.algorithm or COMPARED:
         for share in SHARES if algorithm != "greedy" else SHARES[-1:]:
             budget = arguments.budget // share
             given = {name: value for name, value in options[algorithm].items() if value is not None}
@@ -242,7 +243,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--in-flight", type=int, default=1, help="expansions at a time within one problem")
     parser.add_argument("--concurrency", type=int, default=32, help="problems at a time")
     parser.add_argument("--temperature", type=float, help="of both algorithms; left out: each one's default")
-    parser.add_argument("--algorithm", action="append", choices=list(ALGORITHMS), help="only this; writes no result")
+    parser.add_argument("--algorithm", action="append", choices=COMPARED, help="only this; writes no result")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 

@@ -75,7 +75,7 @@ class BestOfN(Algorithm[BestOfNOptions]):
 
     def best(self) -> Thought | None:
         """The best end of a sample."""
-        return best_of(chain.end for chain in self._chains) or self.session.root
+        return best_of(chain.end for chain in self._chains) or self.session.start
 
     @property
     def nodes(self) -> int:

@@ -12,19 +12,28 @@ from dendrite.config import MAX_SEED, checked
 from dendrite.errors import InvalidArgument, RunningEventLoop
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
 from dendrite.search.backend import Backend
+from dendrite.search.beam import Beam
 from dendrite.search.best_of_n import BestOfN
 from dendrite.search.budget import Budget
+from dendrite.search.dvts import Dvts
 from dendrite.search.greedy import Greedy
 from dendrite.search.mcts import Mcts
+from dendrite.search.particle import ParticleFilter
+from dendrite.search.rebase import Rebase
 from dendrite.search.result import SearchResult, StopReason
+from dendrite.search.self_consistency import SelfConsistency
 from dendrite.search.session import SearchEvent, Session
 from dendrite.search.task import Task
+from dendrite.search.thoughts import TotBfs, TotDfs
 
 if TYPE_CHECKING:
     from dendrite.engine.engine import Engine
 
 ALGORITHMS: Mapping[str, type[Algorithm[Any]]] = MappingProxyType(
-    {algorithm.name: algorithm for algorithm in (Mcts, BestOfN, Greedy)}
+    {
+        algorithm.name: algorithm
+        for algorithm in (Mcts, BestOfN, Greedy, Beam, Dvts, Rebase, SelfConsistency, ParticleFilter, TotBfs, TotDfs)
+    }
 )
 """The algorithms by name."""
 

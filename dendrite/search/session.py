@@ -100,6 +100,11 @@ class Session:
         assert self._root is not None, "the session has not been opened"
         return self._root
 
+    @property
+    def start(self) -> Thought | None:
+        """The prompt; None until `open` has computed it."""
+        return self._root
+
     async def open(self) -> None:
         """Prefill the prompt."""
         node = await self.backend.prefill(self.task.prompt, seed=self.seed)

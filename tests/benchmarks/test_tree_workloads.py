@@ -174,9 +174,12 @@ def test_transformers_is_the_same_model(plain_decoder: Decoder) -> None:
 
 
 def test_transformers_is_measured_beside(plain_decoder: Decoder) -> None:
-    measured = tree_workloads.Measured()
-    tree_workloads.measure_peer(plain_decoder, ["W1", "W2", "W4", "W5"], 2, SIZES, measured)
+    measured, kept = tree_workloads.Measured(), []
+    tree_workloads.measure_peer(
+        plain_decoder, ["W1", "W2", "W4", "W5"], 2, SIZES, measured, lambda: kept.append(len(measured.metrics))
+    )
     assert measured.errors == {}
+    assert kept == [1, 2, 3], "every figure is kept as soon as it is there"
     expected = {"W1.ms_per_token", "W2.n8.tok_s", "W4.c40.ms"}
     assert set(measured.metrics) == {f"transformers.{name}" for name in expected}
     assert all(value > 0 for value in measured.metrics.values())

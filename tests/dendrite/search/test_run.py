@@ -74,13 +74,14 @@ async def test_the_deadline_cancels_at_once(algorithm: str) -> None:
     assert (backend.running, backend.held) == (0, [])
 
 
-async def test_a_deadline_before_the_prefill_ends_gives_an_empty_result() -> None:
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+async def test_a_deadline_before_the_prefill_ends_gives_an_empty_result(algorithm: str) -> None:
     class Slow(TreeBackend):
         async def prefill(self, prompt: object, *, seed: int | None = None) -> int:
             await asyncio.sleep(60)
             return 0
 
-    result = await run_search_async(PUZZLE, Slow(binary(3), {}), budget=Budget(seconds=0.01))
+    result = await run_search_async(PUZZLE, Slow(binary(3), {}), algorithm, Budget(seconds=0.01))
     assert (result.stop_reason, result.text, result.nodes, result.answer) == ("seconds", "", 1, None)
 
 
