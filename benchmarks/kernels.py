@@ -1,9 +1,9 @@
-"""The fused kernels of a decode step on a GPU, beside cuBLAS with separate norms and activations.
+"""The fused kernels of a decode step of one row on a GPU, beside cuBLAS with the kernels between its products.
 
-For each product of a layer and each number of rows: the best of a sweep of launch configurations, against the bandwidth
-of a device-to-device copy measured in the same run. Then a whole layer without attention, fused and not, to find the
-batch from which cuBLAS is faster; and sampling. Times are of CUDA graph replays over enough different weights that L2
-serves none of them.
+For each product of a layer: the best of a sweep of launch configurations, against the bandwidth of a device-to-device
+copy measured in the same run. Then a whole layer without attention, fused and not; and what a step does before and
+after its layers, sampling included, at several batches. Times are of CUDA graph replays over enough different weights
+that L2 serves none of them. `benchmarks.gemm` measures more rows.
 
 Run it with `python -m benchmarks.kernels [--shapes NAME ...] [--seconds N]`. It stops sweeping when the time is up, and
 writes what it has.
@@ -25,40 +25,33 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import write_result
-from dendrite.kernels.elementwise import final_norm, prepare, rms_norm, rope_append, swiglu
+from dendrite.kernels.elementwise import final_norm, prepare
 from dendrite.kernels.linear import gate_up_swiglu, linear, linear_residual, qkv_rope_append
 from dendrite.kernels.linear_config import LinearConfig
+from dendrite.kernels.reduce import residual_norm, rope_append_partials, swiglu_partials
 from dendrite.kernels.sampling import STOP_IDS, advance, sample, sampling_workspace
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
-CHAIN_ROWS = (*ROWS, 128, 256)
+END_ROWS = (1, 64, 256)
 PAGE_SIZE = 16
 EPS = 1e-5
 PRODUCTS = ("qkv", "output", "gate_up", "down", "lm_head")
 
 
-def _configs(block_m: int, *rest: tuple[int, ...]) -> tuple[LinearConfig, ...]:
-    return tuple(LinearConfig(block_m, *each) for each in rest)
-
-
-CONFIGS = {
-    1: _configs(
-        1,
+# block_n, block_k, warps, stages
+CONFIGS = tuple(
+    LinearConfig(*each)
+    for each in (
         (2, 2048, 4, 2),
         (4, 2048, 4, 2),
+        (4, 2048, 4, 3),
         (8, 2048, 8, 2),
         (4, 1024, 4, 3),
         (8, 1024, 4, 3),
         (2, 1024, 2, 4),
         (4, 512, 2, 4),
         (8, 512, 4, 4),
-    ),
-    16: _configs(
-        16, (16, 256, 4, 4), (16, 256, 2, 4), (16, 128, 2, 6), (32, 128, 4, 5), (32, 256, 4, 4), (64, 128, 4, 4)
-    ),
-    32: _configs(32, (16, 256, 4, 4), (32, 128, 4, 5), (32, 256, 4, 4), (64, 128, 4, 4)),
-    64: _configs(64, (32, 128, 4, 4), (32, 64, 4, 6), (64, 128, 4, 4), (64, 64, 4, 6), (128, 64, 4, 5)),
-}
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ class Bench:
         self.weights = weights
         self.norm = torch.ones(shape.hidden, dtype=torch.bfloat16, device=device)
         self.hidden = torch.randn(rows, shape.hidden, device=device).bfloat16()
-        self.normed = torch.empty_like(self.hidden)
+        self.normed = self.hidden.clone()
         self.attended = torch.randn(rows, query, device=device).bfloat16()
         self.query = empty(rows, shape.heads, shape.head_dim)
         self.inner = torch.randn(rows, shape.inner, device=device).bfloat16()
@@ -145,24 +138,16 @@ class Bench:
                 linear(self.hidden, weight, None, self.logits, config=config, pdl=pdl)
 
     def plain(self, product: str, index: int) -> None:
-        """The same by cuBLAS and separate kernels."""
-        weight = self.weights[product][index % len(self.weights[product])].t()
+        """The product by cuBLAS, and the kernel that follows it."""
+        inputs = {"output": self.attended, "down": self.inner}.get(product, self.normed)
         out = self.outputs[product]
-        match product:
-            case "qkv":
-                rms_norm(self.hidden, self.norm, EPS, self.normed)
-                torch.mm(self.normed, weight, out=out)
-                rope_append(out, None, EPS, self.cos_sin, self.slots, self.query, self.kv)
-            case "output":
-                self.hidden.addmm_(self.attended, weight)
-            case "gate_up":
-                rms_norm(self.hidden, self.norm, EPS, self.normed)
-                torch.mm(self.normed, weight, out=out)
-                swiglu(out, self.inner)
-            case "down":
-                self.hidden.addmm_(self.inner, weight)
-            case "lm_head":
-                torch.mm(self.hidden, weight, out=out)
+        torch.mm(inputs, self.weights[product][index % len(self.weights[product])].t(), out=out)
+        if product == "qkv":
+            rope_append_partials(out[None], None, None, EPS, self.cos_sin, self.slots, self.query, self.kv)
+        elif product == "gate_up":
+            swiglu_partials(out[None], None, self.inner)
+        elif product != "lm_head":
+            residual_norm(out[None], None, self.hidden, self.norm, EPS, self.normed)
 
 
 @dataclass(frozen=True)
@@ -171,7 +156,6 @@ class Job:
 
     shape: str
     product: str
-    rows: int
     config: LinearConfig
     pdl: bool
 
@@ -190,7 +174,7 @@ def random_weights(shape: Shape, copies: int | None = None) -> dict[str, list[Te
 
 @cache
 def _compiling_bench(shape: str) -> Bench:
-    return Bench(SHAPES[shape], 2, random_weights(SHAPES[shape], copies=1))
+    return Bench(SHAPES[shape], 1, random_weights(SHAPES[shape], copies=1))
 
 
 def compile_job(job: Job) -> str | None:
@@ -280,36 +264,20 @@ class Report:
             self.metrics[f"kernels.{name}.us"] = us
 
 
-def candidates(rows: int) -> tuple[LinearConfig, ...]:
-    """Configurations worth trying for that many rows."""
-    if rows == 1:
-        return CONFIGS[1] + CONFIGS[16][:2]
-    if rows == 2:
-        return CONFIGS[16] + CONFIGS[1][2:4]
-    return CONFIGS[min(64, max(16, rows))]
-
-
-def sweep_jobs(shape: str, rows: Iterable[int]) -> list[Job]:
-    """What `sweep` will time: compiled code does not depend on the number of rows, so each once."""
-    configs = {config: None for count in rows for config in candidates(count)}
-    return [Job(shape, product, 0, config, True) for config in configs for product in PRODUCTS]
-
-
-def sweep(report: Report, name: str, benches: dict[int, Bench], failed: set[Job]) -> dict[Job, float]:
-    """Time every candidate with overlapping launches; the best of each product and number of rows."""
+def sweep(report: Report, name: str, bench: Bench, failed: set[Job]) -> dict[Job, float]:
+    """Time every configuration with overlapping launches; the best of each product."""
     best: dict[Job, float] = {}
-    for rows in ROWS:
-        for product in PRODUCTS:
-            times: dict[Job, float] = {}
-            for config in candidates(rows):
-                job = Job(name, product, rows, config, True)
-                if replace(job, rows=0) not in failed and not report.out_of_time:
-                    times[job] = time_fused(report, benches[rows], job)
-            times = {job: us for job, us in times.items() if us < float("inf")}
-            if times:
-                job = min(times, key=times.__getitem__)
-                best[job] = times[job]
-                report.raw[f"{name}.{product}.m{rows}"] = {_short(each.config): us for each, us in times.items()}
+    for product in PRODUCTS:
+        times: dict[Job, float] = {}
+        for config in CONFIGS:
+            job = Job(name, product, config, True)
+            if job not in failed and not report.out_of_time:
+                times[job] = time_fused(report, bench, job)
+        times = {job: us for job, us in times.items() if us < float("inf")}
+        if times:
+            job = min(times, key=times.__getitem__)
+            best[job] = times[job]
+            report.raw[f"{name}.{product}.m1"] = {_short(each.config): us for each, us in times.items()}
     return best
 
 
@@ -319,59 +287,60 @@ def time_fused(report: Report, bench: Bench, job: Job) -> float:
     return report.time(str(job), lambda index: bench.fused(job.product, index, job.config, job.pdl), count)
 
 
-def compare(report: Report, name: str, benches: dict[int, Bench], best: dict[Job, float]) -> None:
+def compare(report: Report, name: str, bench: Bench, best: dict[Job, float]) -> None:
     """Print the best of the sweep beside the same without overlap, and beside cuBLAS."""
-    print(f"\n{name:10} {'':8} rows {'fused':>8} {'no pdl':>8} {'cuBLAS':>8} us   GB/s  of copy  configuration")
+    print(f"\n{name:10} {'':8} {'fused':>8} {'no pdl':>8} {'cuBLAS':>8} us   GB/s  of copy  configuration")
     for job, us in best.items():
-        bench, product = benches[job.rows], job.product
+        product = job.product
         serial = time_fused(report, bench, replace(job, pdl=False))
         count = max(4, len(bench.weights[product]))
-        plain = report.time(f"plain {job}", partial(bench.plain, product), count)
+        plain = report.time(f"plain {product}", partial(bench.plain, product), count)
         rate = bench.weights[product][0].nbytes / us / 1e3
         print(
-            f"{name:10} {product:8} {job.rows:4} {us:8.2f} {serial:8.2f} {plain:8.2f} {rate:9.0f} "
+            f"{name:10} {product:8} {us:8.2f} {serial:8.2f} {plain:8.2f} {rate:9.0f} "
             f"{rate / report.bandwidth:8.0%}  {_short(job.config)}"
         )
-        key = f"{name}.{product}.m{job.rows}"
+        key = f"{name}.{product}.m1"
         for suffix, value in (("fused", us), ("fused_serial", serial), ("cublas", plain)):
             report.keep(f"{key}.{suffix}", value)
         report.raw[f"{key}.best"] = _short(job.config)
 
 
 def _short(config: LinearConfig) -> str:
-    return f"{config.block_m}x{config.block_n}x{config.block_k} w{config.warps} s{config.stages}"
+    return f"{config.block_n}x{config.block_k} w{config.warps} s{config.stages}"
 
 
-def chain(report: Report, name: str, benches: dict[int, Bench], best: dict[Job, float]) -> None:
+def chain(report: Report, name: str, bench: Bench, best: dict[Job, float]) -> None:
     """A layer without its attention: the four products, one after the other, over different layers."""
-    ideal = sum(benches[1].weights[product][0].nbytes for product in PRODUCTS[:4]) / report.bandwidth / 1e3
-    print(f"\n{name} layer, {ideal:.1f} us at the copy's bandwidth\nrows    fused   no pdl   cuBLAS us")
-    for rows, bench in benches.items():
-        chosen = {job.product: job.config for job in best if job.rows == min(rows, ROWS[-1])}
-        count = len(bench.weights["qkv"])
+    layer = PRODUCTS[:4]
+    ideal = sum(bench.weights[product][0].nbytes for product in layer) / report.bandwidth / 1e3
+    chosen = {job.product: job.config for job in best}
+    count = len(bench.weights["qkv"])
 
-        def fused(index: int, pdl: bool, bench: Bench = bench, chosen: dict[str, LinearConfig] = chosen) -> None:
-            for product in PRODUCTS[:4]:
-                bench.fused(product, index, chosen.get(product), pdl)
+    def fused(index: int, configs: dict[str, LinearConfig], pdl: bool) -> None:
+        for product in layer:
+            bench.fused(product, index, configs.get(product), pdl)
 
-        def plain(index: int, bench: Bench = bench) -> None:
-            for product in PRODUCTS[:4]:
-                bench.plain(product, index)
+    def plain(index: int) -> None:
+        for product in layer:
+            bench.plain(product, index)
 
-        times = {
-            "fused": report.time(f"fused layer {rows}", lambda index: fused(index, True), count),
-            "fused_serial": report.time(f"serial layer {rows}", lambda index: fused(index, False), count),
-            "cublas": report.time(f"plain layer {rows}", plain, count),
-        }
-        print(f"{rows:4} " + " ".join(f"{us:8.2f}" for us in times.values()))
-        for suffix, us in times.items():
-            report.keep(f"{name}.layer.m{rows}.{suffix}", us)
+    times = {
+        "fused": report.time("fused layer", partial(fused, configs=chosen, pdl=True), count),
+        "fused_default": report.time("default layer", partial(fused, configs={}, pdl=True), count),
+        "fused_serial": report.time("serial layer", partial(fused, configs=chosen, pdl=False), count),
+        "cublas": report.time("plain layer", plain, count),
+    }
+    print(f"\n{name} layer, {ideal:.1f} us at the copy's bandwidth\n   fused  default   no pdl   cuBLAS us")
+    print(" ".join(f"{us:8.2f}" for us in times.values()))
+    for suffix, us in times.items():
+        report.keep(f"{name}.layer.m1.{suffix}", us)
 
 
 def step_ends(report: Report, name: str, shape: Shape) -> None:
     """What a step does before and after its layers."""
     print(f"\n{name}: rows, then us of prepare, final_norm, sample, sample of filtered logits, advance")
-    for rows in (1, 64, 256):
+    for rows in END_ROWS:
         times = {}
         for what, launch in _ends(shape, rows).items():
             times[what] = report.time(f"{what} {rows}", launch, 8)
@@ -425,17 +394,24 @@ def main() -> None:
     workers = max(1, min(14, (os.cpu_count() or 2) - 2))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool, torch.inference_mode():
         began = time.monotonic()
-        failed = compile_all(pool, [job for name in arguments.shapes for job in sweep_jobs(name, ROWS)])
+        failed = compile_all(
+            pool,
+            [
+                Job(name, product, config, True)
+                for name in arguments.shapes
+                for product in PRODUCTS
+                for config in CONFIGS
+            ],
+        )
         print(f"compiled in {time.monotonic() - began:.0f} s")
         for name in arguments.shapes:
             shape = SHAPES[name]
-            weights = random_weights(shape)
-            benches = {rows: Bench(shape, rows, weights) for rows in CHAIN_ROWS}
-            best = sweep(report, name, benches, failed)
-            compile_all(pool, {replace(job, rows=0, pdl=False): None for job in best})
-            compare(report, name, benches, best)
-            chain(report, name, benches, best)
-            del weights, benches
+            bench = Bench(shape, 1, random_weights(shape))
+            best = sweep(report, name, bench, failed)
+            compile_all(pool, [replace(job, pdl=False) for job in best])
+            compare(report, name, bench, best)
+            chain(report, name, bench, best)
+            del bench
             step_ends(report, name, shape)
             torch.cuda.empty_cache()
 

@@ -1,7 +1,7 @@
 """What a decode step does outside the matrix products: a program or more for each row, bound by launch latency.
 
-`prepare` begins a step and `final_norm` ends its layers, at any batch. `rms_norm`, `rope_append` and `swiglu` stand
-between products that are not fused with them (see `linear`), that is at larger batches.
+`prepare` begins a step and `final_norm` ends its layers, at any batch. `rms_norm` goes before the first product of a
+step of more than one row; what stands between the products of such a step is in `reduce`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 from dendrite.kernels.pdl import wait_for_previous
 
 _BLOCK = 1024  # columns of a program where a row is divided
-_HEADS = 8  # heads of a program of `rope_append`
 
 
 def prepare(
@@ -132,57 +131,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool = 
     )
 
 
-def rope_append(
-    qkv: Tensor,
-    qk_norm: Tensor | None,
-    eps: float,
-    cos_sin: Tensor,
-    slots: Tensor,
-    query_out: Tensor,
-    kv: Tensor,
-    *,
-    pdl: bool = False,
-) -> None:
-    """Norm and rotate queries and keys, and store keys and values in their KV slots.
-
-    Args:
-        qkv: [M, (Hq + 2 Hkv) D]: queries, keys, values, biases included.
-        qk_norm: [Hq + Hkv, D] weights of the norms of query and key heads, or None.
-        eps: of those norms.
-        cos_sin: [M, D] float32: the cosines of the row's D / 2 angles, then the sines.
-        slots: [M] int32, page * page_size + offset.
-        query_out: [M, Hq, D], written.
-        kv: [pages, 2, page_size, Hkv, D], one layer's, written at `slots`.
-        pdl: launch while the kernel before still runs.
-    """
-    rows, heads, head_dim = query_out.shape
-    _, _, page_size, kv_heads, _ = kv.shape
-    _rope_append_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, _HEADS))](
-        qkv,
-        qk_norm,
-        cos_sin,
-        slots,
-        query_out,
-        kv,
-        eps,
-        heads=heads,
-        kv_heads=kv_heads,
-        half=head_dim // 2,
-        page_size=page_size,
-        block_heads=_HEADS,
-        block_half=triton.next_power_of_2(head_dim // 2),
-        pdl=pdl,
-        num_warps=1,
-        launch_pdl=pdl,
-    )
-
-
-def swiglu(gate_up: Tensor, out: Tensor, *, pdl: bool = False) -> None:
-    """Out [M, m] = silu(gate) * up (arXiv 2002.05202); gate_up [M, 2 m]: gate, then up."""
-    rows, inner = out.shape
-    _swiglu_kernel[(rows, triton.cdiv(inner, _BLOCK))](gate_up, out, inner, block=_BLOCK, pdl=pdl, launch_pdl=pdl)
-
-
 def _warps(size: int) -> int:
     return min(16, max(1, size // 512))
 
@@ -257,62 +205,3 @@ def _rms_norm_kernel(x, weight, out, eps, size: tl.constexpr, block: tl.constexp
 def _normed(pointers, inside, scale, eps, size: tl.constexpr):
     row = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     return row * tl.rsqrt(tl.sum(row * row, 0) / size + eps) * scale
-
-
-@triton.jit
-def _rope_append_kernel(
-    qkv, qk_norm, cos_sin, slots, query_out, kv,
-    eps,
-    heads: tl.constexpr,
-    kv_heads: tl.constexpr,
-    half: tl.constexpr,
-    page_size: tl.constexpr,
-    block_heads: tl.constexpr,
-    block_half: tl.constexpr,
-    pdl: tl.constexpr,
-):  # fmt: skip
-    m = tl.program_id(0)
-    head = (tl.program_id(1) * block_heads + tl.arange(0, block_heads))[:, None]
-    channel = tl.arange(0, block_half)[None, :]
-    inside = (channel < half) & (head < heads + 2 * kv_heads)
-    rotated = inside & (head < heads + kv_heads)  # values are neither normed nor rotated
-    at = head * (2 * half) + channel
-    if qk_norm is not None:
-        scale_a = tl.load(qk_norm + at, mask=rotated, other=1.0).to(tl.float32)
-        scale_b = tl.load(qk_norm + at + half, mask=rotated, other=1.0).to(tl.float32)
-    wait_for_previous(pdl)
-
-    source = qkv + m * (heads + 2 * kv_heads) * (2 * half) + at
-    a = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
-    if qk_norm is not None:
-        scale = tl.rsqrt(tl.sum(a * a + b * b, 1, keep_dims=True) / (2 * half) + eps)
-        scale = tl.where(head < heads + kv_heads, scale, 1.0)
-        a *= scale * scale_a
-        b *= scale * scale_b
-    cos = tl.load(cos_sin + m * (2 * half) + channel, mask=rotated, other=1.0)
-    sin = tl.load(cos_sin + m * (2 * half) + half + channel, mask=rotated, other=0.0)
-    first_half = a * cos - b * sin
-    second_half = b * cos + a * sin
-
-    is_query = inside & (head < heads)
-    target = query_out + m * heads * (2 * half) + at
-    tl.store(target, first_half.to(query_out.dtype.element_ty), mask=is_query)
-    tl.store(target + half, second_half.to(query_out.dtype.element_ty), mask=is_query)
-    is_stored = inside & (head >= heads)
-    slot = tl.load(slots + m)
-    is_value = (head >= heads + kv_heads).to(tl.int32)
-    token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
-    target = kv + (token * kv_heads + head - heads - is_value * kv_heads) * (2 * half) + channel
-    tl.store(target, first_half.to(kv.dtype.element_ty), mask=is_stored)
-    tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=is_stored)
-
-
-@triton.jit
-def _swiglu_kernel(gate_up, out, inner, block: tl.constexpr, pdl: tl.constexpr):
-    m = tl.program_id(0)
-    column = tl.program_id(1) * block + tl.arange(0, block)
-    wait_for_previous(pdl)
-    gate = tl.load(gate_up + m * 2 * inner + column, mask=column < inner, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + (m * 2 + 1) * inner + column, mask=column < inner, other=0.0).to(tl.float32)
-    tl.store(out + m * inner + column, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=column < inner)

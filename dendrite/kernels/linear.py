@@ -1,15 +1,17 @@
-"""Products of few rows with a weight matrix, fused with what stands before and after them in a decoder layer.
+"""Products of one row with a weight matrix, fused with what stands before and after them in a decoder layer.
 
-A decode step reads every weight once, so at small batches a product costs what streaming its weight costs, and what
-counts is that the memory never idles. Each kernel here therefore asks for its weight before it waits for the kernel
-ahead of it (programmatic dependent launch), and one program owns whole output columns: no atomics, no second pass.
+A decode step reads every weight once, so for one row a product costs what streaming its weight costs, and what counts
+is that the memory never idles. Each kernel here therefore asks for its weight before it waits for the kernel ahead of
+it (programmatic dependent launch), and one program owns whole output columns: no atomics, no second pass.
 
-There are two styles. `block_m == 1` multiplies on the CUDA cores, one row a program, with the next tile of the weight
-in registers while the present one is used. Larger `block_m` multiplies on the tensor cores, with the rows padded to
-`block_m` and the tiles in a ring of shared memory; the first tiles are prefetched into L2 before the wait.
+The products run on the CUDA cores, with the next tile of the weight in registers while the present one is used. More
+rows are taken one by one, and each reads the weight anew; `gemm` has the products that share it.
 
 The RMS norm before a product needs no pass of its own: with r(x) = 1 / sqrt(mean(x²) + eps), norm(x) · W is
 r(x) · ((x ⊙ norm_weight) · W), and the squares are summed in the loop of the product.
+
+The grid has a program for each of `count` rows and none beyond, and still the kernels mask by `count`: without that,
+ptxas 12.8 needs more registers for some of them, and spills some for a head of 32,000 columns.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dendrite.errors import InvalidArgument
-from dendrite.kernels.linear_config import Kind, LinearConfig, choose
+from dendrite.kernels.linear_config import LinearConfig, choose
 from dendrite.kernels.pdl import wait_before_next, wait_for_previous
 from dendrite.kernels.product import product, request
 
@@ -64,9 +66,9 @@ def qkv_rope_append(
     rows, size = hidden.shape
     _, heads, head_dim = query_out.shape
     _, _, page_size, kv_heads, _ = kv.shape
-    config = config or _chosen("qkv", rows, weight)
+    config = config or choose(*weight.shape)
     config = _for_heads(config, head_dim, whole=qk_norm is not None)
-    grid = (triton.cdiv(rows, config.block_m), (heads + 2 * kv_heads) * head_dim // config.block_n)
+    grid = (rows, (heads + 2 * kv_heads) * head_dim // config.block_n)
     _qkv_kernel[grid](
         hidden,
         norm_weight,
@@ -84,7 +86,6 @@ def qkv_rope_append(
         kv_heads=kv_heads,
         head_dim=head_dim,
         page_size=page_size,
-        block_m=config.block_m,
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
@@ -118,8 +119,8 @@ def gate_up_swiglu(
     """
     rows, size = hidden.shape
     inner = out.shape[1]
-    config = config or _chosen("gate_up", rows, weight)
-    grid = (triton.cdiv(rows, config.block_m), triton.cdiv(inner, config.block_n // 2))
+    config = config or choose(*weight.shape)
+    grid = (rows, triton.cdiv(inner, config.block_n // 2))
     _gate_up_kernel[grid](
         hidden,
         norm_weight,
@@ -130,7 +131,6 @@ def gate_up_swiglu(
         inner,
         eps,
         size=size,
-        block_m=config.block_m,
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
@@ -149,7 +149,7 @@ def linear_residual(
     pdl: bool = False,
 ) -> None:
     """Hidden += x Wᵀ + bias, in place; x [M, K], weight [N, K], bias [N] or None, hidden [M, N]."""
-    config = config or _chosen("residual", x.shape[0], weight)
+    config = config or choose(*weight.shape)
     _launch_linear(x, weight, bias, hidden, config, residual=True, pdl=pdl)
 
 
@@ -163,7 +163,7 @@ def linear(
     pdl: bool = False,
 ) -> None:
     """Out = x Wᵀ + bias; x [M, K], weight [N, K], bias [N] or None, out [M, N] of any floating type."""
-    config = config or _chosen("linear", x.shape[0], weight)
+    config = config or choose(*weight.shape)
     _launch_linear(x, weight, bias, out, config, residual=False, pdl=pdl)
 
 
@@ -172,7 +172,7 @@ def _launch_linear(
 ) -> None:
     rows, size = x.shape
     columns = weight.shape[0]
-    grid = (triton.cdiv(rows, config.block_m), triton.cdiv(columns, config.block_n))
+    grid = (rows, triton.cdiv(columns, config.block_n))
     _linear_kernel[grid](
         x,
         weight,
@@ -182,18 +182,12 @@ def _launch_linear(
         columns,
         size=size,
         residual=residual,
-        block_m=config.block_m,
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
         pdl=pdl,
         **config.launch_options(pdl),
     )
-
-
-def _chosen(kind: Kind, rows: int, weight: Tensor) -> LinearConfig:
-    columns, size = weight.shape
-    return choose(kind, rows, columns, size, weight.element_size())
 
 
 def _for_heads(config: LinearConfig, head_dim: int, *, whole: bool) -> LinearConfig:
@@ -209,8 +203,7 @@ def _for_heads(config: LinearConfig, head_dim: int, *, whole: bool) -> LinearCon
     block_k = config.block_k
     if block_n > config.block_n:
         block_k = max(64, block_k * config.block_n // block_n)
-    warps = max(config.warps, config.block_m * block_n // 1024)  # as many as hold the sums in registers
-    return replace(config, block_n=block_n, block_k=block_k, warps=warps)
+    return replace(config, block_n=block_n, block_k=block_k)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -223,7 +216,6 @@ def _qkv_kernel(
     kv_heads: tl.constexpr,
     head_dim: tl.constexpr,
     page_size: tl.constexpr,
-    block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
@@ -232,13 +224,14 @@ def _qkv_kernel(
     half: tl.constexpr = head_dim // 2
     pairs: tl.constexpr = block_n // 2
     parts: tl.constexpr = head_dim // block_n
-    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    m = tl.program_id(0)
     head = tl.program_id(1) // parts
     first = tl.program_id(1) % parts * pairs
     column = tl.arange(0, block_n)
     # A column and its partner in the rotation lie side by side, so that one thread holds both.
     rows = head * head_dim + first + column // 2 + column % 2 * half
-    ahead = request(weight, norm_weight, rows, size, block_m, block_n, block_k, pdl)
+    base = weight + rows.to(tl.int64) * size
+    ahead = request(base, norm_weight, size, block_k)
     pair = first + tl.arange(0, pairs)
     rotated = head < heads + kv_heads  # values are neither normed nor rotated
     if bias is not None:
@@ -248,15 +241,15 @@ def _qkv_kernel(
         scale_b = tl.load(qk_norm + head * head_dim + half + pair, mask=rotated, other=1.0).to(tl.float32)
     wait_before_next(pdl)  # attention reads the lengths before it waits
 
-    inside = (m < count)[:, None]
-    angles = cos_sin + m[:, None] * head_dim + pair[None, :]
+    inside = m < count
+    angles = cos_sin + m * head_dim + pair[None, :]
     cos = tl.load(angles, mask=inside & rotated, other=1.0)
     sin = tl.load(angles + half, mask=inside & rotated, other=0.0)
-    slot = tl.load(slots + m, mask=m < count, other=0)
-    acc = product(hidden, norm_weight, weight, rows, m, count, ahead, eps, size, block_m, block_n, block_k, stages)
+    slot = tl.load(slots + m, mask=inside, other=0)
+    acc = product(hidden + m * size, norm_weight, base, ahead, eps, size, block_k, stages)
     if bias is not None:
         acc += shift[None, :]
-    a, b = tl.split(tl.reshape(acc, (block_m, pairs, 2)))
+    a, b = tl.split(tl.reshape(acc, (1, pairs, 2)))
     if qk_norm is not None:
         scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / head_dim + eps)
         scale = tl.where(rotated, scale, 1.0)[:, None]
@@ -265,14 +258,14 @@ def _qkv_kernel(
     first_half = a * cos - b * sin
     second_half = b * cos + a * sin
     if head < heads:
-        target = query_out + (m * heads + head)[:, None] * head_dim + pair[None, :]
+        target = query_out + (m * heads + head) * head_dim + pair[None, :]
         tl.store(target, first_half.to(query_out.dtype.element_ty), mask=inside)
         tl.store(target + half, second_half.to(query_out.dtype.element_ty), mask=inside)
     else:
         is_value = (head >= heads + kv_heads).to(tl.int32)
         kv_head = head - heads - is_value * kv_heads
         token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
-        target = kv + ((token * kv_heads + kv_head) * head_dim)[:, None] + pair[None, :]
+        target = kv + (token * kv_heads + kv_head) * head_dim + pair[None, :]
         tl.store(target, first_half.to(kv.dtype.element_ty), mask=inside)
         tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=inside)
 
@@ -284,30 +277,30 @@ def _gate_up_kernel(
     inner,
     eps,
     size: tl.constexpr,
-    block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     pairs: tl.constexpr = block_n // 2
-    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    m = tl.program_id(0)
     column = tl.arange(0, block_n)
     # A gate and its up lie side by side, so that one thread holds both.
     rows = tl.minimum(tl.program_id(1) * pairs + column // 2, inner - 1) + column % 2 * inner
-    ahead = request(weight, norm_weight, rows, size, block_m, block_n, block_k, pdl)
+    base = weight + rows.to(tl.int64) * size
+    ahead = request(base, norm_weight, size, block_k)
     if bias is not None:
         shift = tl.load(bias + rows).to(tl.float32)
     wait_for_previous(pdl)
 
-    acc = product(hidden, norm_weight, weight, rows, m, count, ahead, eps, size, block_m, block_n, block_k, stages)
+    acc = product(hidden + m * size, norm_weight, base, ahead, eps, size, block_k, stages)
     if bias is not None:
         acc += shift[None, :]
-    gate, up = tl.split(tl.reshape(acc, (block_m, pairs, 2)))
+    gate, up = tl.split(tl.reshape(acc, (1, pairs, 2)))
     n = tl.program_id(1) * pairs + tl.arange(0, pairs)
-    inside = (m < count)[:, None] & (n < inner)[None, :]
+    inside = (m < count) & (n < inner)[None, :]
     activated = gate * tl.sigmoid(gate) * up
-    tl.store(out + m[:, None] * inner + n[None, :], activated.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + m * inner + n[None, :], activated.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -317,25 +310,25 @@ def _linear_kernel(
     columns,
     size: tl.constexpr,
     residual: tl.constexpr,
-    block_m: tl.constexpr,
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    m = tl.program_id(0)
     n = tl.program_id(1) * block_n + tl.arange(0, block_n)
     rows = tl.minimum(n, columns - 1)
-    ahead = request(weight, None, rows, size, block_m, block_n, block_k, pdl)
+    base = weight + rows.to(tl.int64) * size
+    ahead = request(base, None, size, block_k)
     if bias is not None:
         shift = tl.load(bias + rows).to(tl.float32)
     wait_for_previous(pdl)
 
-    inside = (m < count)[:, None] & (n < columns)[None, :]
-    target = out + m.to(tl.int64)[:, None] * columns + n[None, :]
+    inside = (m < count) & (n < columns)[None, :]
+    target = out + m.to(tl.int64) * columns + n[None, :]
     if residual:
         before = tl.load(target, mask=inside, other=0.0).to(tl.float32)
-    acc = product(x, None, weight, rows, m, count, ahead, 0.0, size, block_m, block_n, block_k, stages)
+    acc = product(x + m * size, None, base, ahead, 0.0, size, block_k, stages)
     if bias is not None:
         acc += shift[None, :]
     if residual:

@@ -6,10 +6,10 @@ import torch.nn.functional as F  # noqa: N812
 
 pytest.importorskip("triton")
 
-from dendrite.kernels.elementwise import final_norm, prepare, rms_norm, rope_append, swiglu
+from dendrite.kernels.elementwise import final_norm, prepare, rms_norm
 from dendrite.model.config import RopeConfig
 from dendrite.model.rope import inverse_frequencies
-from tests.dendrite.kernels.layers import EPS, Attention, relative_error
+from tests.dendrite.kernels.layers import EPS, relative_error
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -21,31 +21,6 @@ def test_rms_norm(rows: int, size: int) -> None:
     out = torch.empty_like(x)
     rms_norm(x, weight, EPS, out)
     torch.testing.assert_close(out, F.rms_norm(x, (size,), weight, EPS))
-
-
-@pytest.mark.parametrize(("rows", "inner"), [(1, 25), (3, 1500)])
-def test_swiglu(rows: int, inner: int) -> None:
-    gate_up = torch.randn(rows, 2 * inner, device=DEVICE)
-    out = torch.full((rows, inner), torch.nan, device=DEVICE)
-    swiglu(gate_up, out)
-    gate, up = gate_up.chunk(2, dim=1)
-    torch.testing.assert_close(out, F.silu(gate) * up, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("rows", [1, 7])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(3, 1, 32), (8, 2, 64), (5, 2, 48)])
-@pytest.mark.parametrize("normed", [False, True])
-def test_rope_append_is_what_the_decoder_computes(
-    rows: int, heads: int, kv_heads: int, head_dim: int, normed: bool
-) -> None:
-    case = Attention.random(
-        rows, heads=heads, kv_heads=kv_heads, head_dim=head_dim, size=64, biased=True, normed=normed
-    ).to(DEVICE, torch.float32)
-    query, kv = case.outputs()
-    rope_append(case.projected, case.qk_norm, EPS, case.cos_sin, case.slots, query, kv)
-    expected_query, expected_kv = case.expected()
-    torch.testing.assert_close(query, expected_query, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(kv, expected_kv, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def test_prepare_looks_up_embedding_rotation_and_slot() -> None:
@@ -88,22 +63,11 @@ def test_final_norm_stores_living_rows_only(size: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("size", "heads", "kv_heads", "head_dim"), [(2048, 32, 4, 64), (4096, 32, 8, 128)])
+@pytest.mark.parametrize("size", [2048, 4096])
 @pytest.mark.parametrize("rows", [1, 65, 256])
-def test_real_shapes_in_bfloat16(size: int, heads: int, kv_heads: int, head_dim: int, rows: int) -> None:
-    for normed in (False, True):
-        case = Attention.random(
-            rows, heads=heads, kv_heads=kv_heads, head_dim=head_dim, size=size, biased=True, normed=normed
-        ).to("cuda", torch.bfloat16)
-        wide = case.to("cuda", torch.float64)
-        query, kv = case.outputs()
-        rope_append(case.projected, case.qk_norm, EPS, case.cos_sin, case.slots, query, kv, pdl=True)
-        expected_query, expected_kv = wide.expected()
-        assert relative_error(query, expected_query) < 1e-2
-        written = ~expected_kv.isnan()
-        assert torch.equal(kv.isnan(), ~written)
-        assert relative_error(kv[written], expected_kv[written]) < 1e-2
-
-        out = torch.empty_like(case.hidden)
-        rms_norm(case.hidden, case.norm, EPS, out, pdl=True)
-        assert relative_error(out, F.rms_norm(wide.hidden, (size,), wide.norm, EPS)) < 5e-3
+def test_rms_norm_of_real_shapes_in_bfloat16(rows: int, size: int) -> None:
+    x = (torch.randn(rows, size, device="cuda") * 3).bfloat16()
+    weight = (torch.rand(size, device="cuda") + 0.5).bfloat16()
+    out = torch.empty_like(x)
+    rms_norm(x, weight, EPS, out, pdl=True)
+    assert relative_error(out, F.rms_norm(x.double(), (size,), weight.double(), EPS)) < 5e-3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -17,9 +16,8 @@ from dendrite.kernels.linear import gate_up_swiglu, linear, linear_residual, qkv
 from dendrite.kernels.linear_config import LinearConfig, choose
 from tests.dendrite.kernels.layers import EPS, Attention, relative_error
 
-VECTOR = LinearConfig(block_m=1, block_n=16, block_k=128, warps=4, stages=2)
-DOT = LinearConfig(block_m=16, block_n=32, block_k=128, warps=4, stages=2)
-ROWS_AND_CONFIGS = [(1, VECTOR), (2, VECTOR), (1, DOT), (3, DOT), (5, DOT), (16, DOT), (17, DOT), (64, None)]
+CONFIG = LinearConfig(block_n=16, block_k=128, warps=4, stages=2)
+ROWS_AND_CONFIGS = [(1, CONFIG), (1, None), (3, CONFIG)]
 SIZE = 192  # not a multiple of block_k
 
 
@@ -63,7 +61,7 @@ def test_gate_up_norms_projects_and_activates(rows: int, config: LinearConfig | 
     torch.testing.assert_close(out, F.silu(gate) * up, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "config"), [(1, VECTOR), (2, VECTOR), (3, DOT), (17, DOT), (64, None)])
+@pytest.mark.parametrize(("rows", "config"), ROWS_AND_CONFIGS)
 @pytest.mark.parametrize(("biased", "normed"), [(False, False), (True, False), (False, True)])
 def test_qkv_is_what_the_decoder_computes(rows: int, config: LinearConfig | None, biased: bool, normed: bool) -> None:
     case = Attention.random(rows, heads=3, kv_heads=1, head_dim=32, size=64, biased=biased, normed=normed)
@@ -106,21 +104,24 @@ def test_a_normed_head_that_is_no_power_of_two_is_refused() -> None:
         project(case, *case.outputs())
 
 
-def test_a_configuration_must_be_of_powers_of_two() -> None:
-    with pytest.raises(InvalidArgument, match="block_k=96"):
-        LinearConfig(16, 16, 96, 4, 3)
-    with pytest.raises(InvalidArgument, match="block_m=8"):
-        LinearConfig(8, 16, 64, 4, 3)
+def test_a_head_of_odd_size_is_refused() -> None:
+    case = Attention.random(1, heads=2, kv_heads=1, head_dim=33, size=64, biased=False, normed=False)
+    with pytest.raises(InvalidArgument, match="head_dim=33"):
+        project(case, *case.outputs())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 200])
+@pytest.mark.parametrize(("field", "values"), [("block_n", (3, 64, 4)), ("block_k", (4, 96, 4)), ("warps", (4, 64, 0))])
+def test_a_configuration_must_be_of_powers_of_two(field: str, values: tuple[int, int, int]) -> None:
+    with pytest.raises(InvalidArgument, match=field):
+        LinearConfig(*values, stages=3)
+
+
 @pytest.mark.parametrize(("columns", "size"), [(2560, 2048), (2048, 5632), (28672, 4096), (128256, 4096), (50, 192)])
-def test_the_chosen_configuration_fits_a_multiprocessor(rows: int, columns: int, size: int) -> None:
-    for kind, element_size in itertools.product(("qkv", "residual", "gate_up", "linear"), (2, 4)):
-        config = choose(kind, rows, columns, size, element_size)
-        assert (config.block_m == 1) == (rows == 1)
-        ring = config.stages * (config.block_m + config.block_n) * config.block_k * element_size
-        assert ring <= 220 * 1024
+def test_the_chosen_configuration_fits_a_multiprocessor(columns: int, size: int) -> None:
+    config = choose(columns, size)
+    assert config.block_k < 2 * size  # no tile of which most is padding
+    ring = config.stages * config.block_n * config.block_k * 4
+    assert ring <= 220 * 1024
 
 
 TINYLLAMA = {"size": 2048, "inner": 5632, "heads": 32, "kv_heads": 4, "head_dim": 64}
@@ -128,7 +129,7 @@ LLAMA_8B = {"size": 4096, "inner": 14336, "heads": 32, "kv_heads": 8, "head_dim"
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 33, 64, 130])
+@pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("sizes", [TINYLLAMA, LLAMA_8B], ids=["tinyllama", "llama8b"])
 @pytest.mark.parametrize("pdl", [False, True])
 def test_real_shapes_in_bfloat16(rows: int, sizes: dict[str, int], pdl: bool) -> None:
@@ -144,7 +145,7 @@ def test_real_shapes_in_bfloat16(rows: int, sizes: dict[str, int], pdl: bool) ->
 
     linear(x, weight, None, out, pdl=pdl)
     product = x.double() @ weight.double().T
-    assert relative_error(out, product) < 1e-4  # tensor cores cut off the last bits of their sums
+    assert relative_error(out, product) < 1e-4
 
     residual = hidden.clone()
     linear_residual(x, weight, None, residual, pdl=pdl)
@@ -170,7 +171,7 @@ def test_real_shapes_in_bfloat16(rows: int, sizes: dict[str, int], pdl: bool) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_overlapping_launches_in_a_graph_equal_serial_ones(rows: int) -> None:
     """A chain in which every kernel reads what the one before it wrote, many times over."""
     size, inner, layers = 1024, 2816, 12
