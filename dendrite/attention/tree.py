@@ -119,7 +119,7 @@ class TreeAttention:
             InvalidArgument: the heads do not divide, or the head or page size is not a power of two.
         """
         layers, _, _, page_size, kv_heads, head_dim = storage_pages.shape
-        _check_shape(num_heads, kv_heads, head_dim, page_size)
+        check_shape(num_heads, kv_heads, head_dim, page_size)
         device = storage_pages.device
         self._layers = tuple(storage_pages)
         self._heads, self._kv_heads, self._dim, self._page_size = num_heads, kv_heads, head_dim, page_size
@@ -274,7 +274,12 @@ def _aligned(sizes: Sequence[int]) -> list[int]:
     return starts
 
 
-def _check_shape(num_heads: int, kv_heads: int, head_dim: int, page_size: int) -> None:
+def check_shape(num_heads: int, kv_heads: int, head_dim: int, page_size: int) -> None:
+    """Refuse what the kernels can't serve.
+
+    Raises:
+        InvalidArgument: the heads do not divide, or the head or page size is not a power of two they take.
+    """
     if num_heads % kv_heads or num_heads > 64 * kv_heads:
         raise InvalidArgument("num_heads", num_heads, f"must be 1 to 64 times the {kv_heads} KV heads")
     if head_dim < 16 or head_dim & (head_dim - 1):

@@ -48,9 +48,25 @@ def make_device_loop(
     config: EngineConfig,
     longest_context: int,
 ) -> DeviceLoop | None:
-    """The loop that decodes many tokens a step on CUDA; None elsewhere."""
+    """The loop that decodes many tokens a step on CUDA; None elsewhere.
+
+    None too, with a warning, for a model that its kernels can't serve, such as one with a head size that is not a power
+    of two: such a model decodes token by token in plain PyTorch.
+
+    Raises:
+        InvalidArgument: `max_running` is more than the kernels have room for.
+    """
     if decoder.device.type != "cuda":
         return None
+    from dendrite.attention.tree import MAX_SLOTS, check_shape
     from dendrite.engine.device_loop import DeviceLoop
 
+    if config.max_running > MAX_SLOTS:
+        raise InvalidArgument("max_running", config.max_running, f"at most {MAX_SLOTS} on CUDA")
+    shape = decoder.config
+    try:
+        check_shape(shape.num_heads, shape.num_kv_heads, shape.head_dim, config.page_size)
+    except InvalidArgument as error:
+        warnings.warn(f"decoding runs on plain PyTorch: {error}", stacklevel=3)
+        return None
     return DeviceLoop(decoder, storage, tips, cache, config, longest_context)
