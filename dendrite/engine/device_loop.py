@@ -39,7 +39,7 @@ _HORIZON = 64
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What a burst generated: [steps, rows] tokens and natural-log probabilities. A row is valid up to its end."""
+    """What a burst generated: [rows, steps] tokens and natural-log probabilities. A row is valid up to its end."""
 
     tokens: list[list[int]]
     logprobs: list[list[float]]

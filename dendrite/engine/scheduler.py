@@ -220,7 +220,8 @@ class Scheduler:
 
     def _reserve_decodes(self, copies: list[TailCopy], burst: int) -> list[Generation]:
         """Slots for every running node; those that no page can be found for are preempted or failed."""
-        order = sorted(self.running, key=Generation.rank) if self._tight(1) else list(self.running)
+        tight = burst == 1 and self._tight(1)  # a longer burst is only planned where its pages are there
+        order = sorted(self.running, key=Generation.rank) if tight else list(self.running)
         before = self.version
         for generation in order:
             if self.version != before and generation not in self.running:
