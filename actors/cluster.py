@@ -20,12 +20,13 @@ from actors.leases import Lease
 from actors.ray_session import RaySession
 from actors.search_driver import SearchJob
 from dendrite.config import EngineConfig, checked
-from dendrite.jobs import Outcome, as_solved
+from dendrite.jobs import Outcome, as_solved, trace_path
 from dendrite.model.folder import resolve
 from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
 from dendrite.search.run import DEFAULT_BUDGET
 from dendrite.search.task import Task
+from dendrite.search.values import Values
 
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -53,6 +54,11 @@ class Cluster(ClusterClient):
         seed: int = 0,
         *,
         concurrency: int = 8,
+        values: Values = "head",
+        oracle: bool = False,
+        ordered: bool = False,
+        traces: Path | None = None,
+        resume: bool = False,
         **options: Any,
     ) -> AsyncGenerator[Outcome, None]:
         """Search all problems, at most `concurrency` at once, and yield each outcome when it is there.
@@ -66,11 +72,19 @@ class Cluster(ClusterClient):
             budget: the most that one problem may spend.
             seed: base of all sampling seeds.
             concurrency: problems at once.
+            values: what an unfinished thought is worth (see `dendrite.run_search`). A function or a source is sent to
+                the drivers, and each search has its own copy.
+            oracle: show the searches rewards that consult a known answer.
+            ordered: take in what expansions return in the order in which they were started.
+            traces: folder for the searches' traces, which all machines that run drivers must share.
+            resume: take up the traces that are there.
             **options: settings of the algorithm, such as `in_flight`, its calls of the backend at once.
         """
 
-        async def solve(task: Task) -> SearchResult:
-            return await self._solve(SearchJob(task, algorithm, budget, seed, options))
+        async def solve(index: int, task: Task) -> SearchResult:
+            trace = trace_path(traces.absolute() if traces is not None else None, index)
+            job = SearchJob(task, algorithm, budget, seed, options, values, oracle, ordered, trace, resume)
+            return await self._solve(job)
 
         return as_solved(tasks, solve, concurrency)
 

@@ -36,6 +36,11 @@ class ClusterClient:
         self._count = itertools.count()
         self._calls = CancellableCalls()
 
+    async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The token ids of a text, with those that begin a sequence if `special`. All workers have one tokenizer."""
+        tokens: tuple[int, ...] = await call(self._workers[0].tokenize.remote(text, special), _name(0))
+        return tokens
+
     async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> ClusterNode:
         """Compute a prompt on the least loaded worker and return its root."""
         tree, call_id = self._new_id(), self._new_id()
@@ -51,6 +56,12 @@ class ClusterClient:
         """Fork `node` n times and decode all children, in one message. Cancelling the awaiting task releases them."""
         at, call_id = self._known(node), self._new_id()
         reply = self._workers[at.worker].expand.remote(call_id, at.tree, at.node, n, params)
+        return await self._cancellable(at.worker, call_id, reply, undo=self._release_branches)
+
+    async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
+        """Fork `node` once a continuation and write it there. Cancelling the awaiting task releases the children."""
+        at, call_id = self._known(node), self._new_id()
+        reply = self._workers[at.worker].append.remote(call_id, at.tree, at.node, continuations)
         return await self._cancellable(at.worker, call_id, reply, undo=self._release_branches)
 
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
@@ -159,4 +170,6 @@ def _total(workers: Sequence[WorkerStats]) -> BackendStats:
         forks=sum(engine.forks for engine in engines),
         pages_held=sum(engine.pages_held for engine in engines),
         shared_ratio=shared / decoded if decoded else 0.0,
+        page_tokens=engines[0].page_tokens,
+        page_bytes=engines[0].page_bytes,
     )

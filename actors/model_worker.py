@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -94,7 +94,18 @@ class ModelWorker:
         """
         if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHILDREN:
             raise InvalidArgument("n", n, f"must be a whole number, 1 to {MAX_CHILDREN}")
-        return await self._run(call_id, tree, self._expand(tree, node, n, params))
+        return await self._run(call_id, tree, self._grow(tree, node, lambda at: self._engine.expand(at, n, params)))
+
+    async def append(self, call_id: int, tree: int, node: int, continuations: Sequence[Sequence[int]]) -> list[Branch]:
+        """Fork a node once a continuation and write it there. Raises what `expand` raises."""
+        if not 1 <= len(continuations) <= MAX_CHILDREN:
+            raise InvalidArgument("continuations", len(continuations), f"must be 1 to {MAX_CHILDREN} of them")
+        grown = self._grow(tree, node, lambda parent: self._engine.append(parent, continuations))
+        return await self._run(call_id, tree, grown)
+
+    async def tokenize(self, text: str, special: bool) -> tuple[int, ...]:
+        """The token ids of a text, with those that begin a sequence if `special`."""
+        return await self._engine.tokenize(text, special=special)
 
     async def score(self, call_id: int, tree: int, node: int, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` as a continuation of a node."""
@@ -165,10 +176,11 @@ class ModelWorker:
         self._outbox.add(Added(tree, root.id, None, 0, tuple(root.path_tokens)))
         return ClusterNode(self._index, tree, root.id)
 
-    async def _expand(self, tree: int, node: int, n: int, params: SamplingParams) -> list[Branch]:
+    async def _grow(self, tree: int, node: int, make: Callable[[Node], Awaitable[list[Branch]]]) -> list[Branch]:
+        """Make children of a node, and put them on record."""
         parent = self._get(tree, node)
         try:
-            branches = await self._engine.expand(parent, n, params)
+            branches = await make(parent)
         except NodeReleased:
             raise NodeReleased(tree, node) from None  # the engine has numbers of its own for trees
         children = [_node(branch) for branch in branches]
@@ -179,7 +191,7 @@ class ModelWorker:
             self._nodes.add(tree, child)
             self._outbox.add(self._added(tree, parent, child))
         return [
-            dataclasses.replace(branch, node=ClusterNode(self._index, tree, child.id))
+            dataclasses.replace(branch, node=ClusterNode(self._index, tree, child.id), worker=self._index)
             for branch, child in zip(branches, children, strict=True)
         ]
 

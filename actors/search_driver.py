@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from actors.calls import RunningCalls
@@ -16,17 +17,23 @@ from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
 from dendrite.search.run import run_search_async
 from dendrite.search.task import Task
+from dendrite.search.values import Values
 
 
 @dataclass(frozen=True, slots=True)
 class SearchJob:
-    """One problem and how to search it: the arguments of `run_search_async`."""
+    """One problem and how to search it: the arguments of `run_search_async`. All of it pickles, `values` too."""
 
     task: Task
     algorithm: str
     budget: Budget
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    values: Values = "head"
+    oracle: bool = False
+    ordered: bool = False
+    trace: Path | None = None
+    resume: bool = False
 
 
 class SearchDriver:
@@ -59,7 +66,19 @@ class SearchDriver:
         self._keeper.add(lease.id)
         client = ClusterClient(self._manager, self._workers, lease.id)
         try:
-            return await run_search_async(job.task, client, job.algorithm, job.budget, job.seed, **job.options)
+            return await run_search_async(
+                job.task,
+                client,
+                job.algorithm,
+                job.budget,
+                job.seed,
+                values=job.values,
+                oracle=job.oracle,
+                ordered=job.ordered,
+                trace=job.trace,
+                resume=job.resume,
+                **job.options,
+            )
         finally:
             await asyncio.shield(asyncio.ensure_future(self._close(lease.id)))
 

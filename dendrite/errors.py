@@ -146,3 +146,16 @@ class LeaseExpired(ClusterError):
     def __init__(self, tree: int) -> None:
         self.tree = tree
         super().__init__(f"the lease on tree {tree} has expired")
+
+
+class TraceError(DendriteError):
+    """A trace, or a file made of traces, cannot be read: names the file, the line (None: the whole file) and why."""
+
+    def __init__(self, file: str, line: int | None, reason: str) -> None:
+        self.file, self.line, self.reason = file, line, reason
+        place = file if line is None else f"{file}, line {line}"
+        super().__init__(f"{place}: {reason}")
+
+
+class TraceEnded(TraceError):
+    """A trace that is only replayed ends before its search does."""

@@ -16,6 +16,7 @@ from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
 from dendrite.search.run import DEFAULT_BUDGET, run_search_async
 from dendrite.search.task import Task
+from dendrite.search.values import Values
 
 if TYPE_CHECKING:
     from dendrite.engine.engine import Engine
@@ -49,12 +50,19 @@ class Solver(Protocol):
         seed: int = ...,
         *,
         concurrency: int = ...,
+        values: Values = ...,
+        oracle: bool = ...,
+        ordered: bool = ...,
+        traces: Path | None = ...,
+        resume: bool = ...,
         **options: Any,
     ) -> AsyncGenerator[Outcome, None]:
         """Search all problems, at most `concurrency` at once, and yield each outcome when it is there.
 
-        Every problem has the same seed, so that its result does not depend on which others there are. `options` are
-        the algorithm's. Closing the iterator cancels what is under way and waits until nothing of it is left.
+        Every problem has the same seed, so that its result does not depend on which others there are. `values`,
+        `oracle` and `ordered` are as in `run_search`, and `options` are the algorithm's. With `traces` each search
+        writes its trace into that folder, under its number (see `trace_path`), and with `resume` takes up the one that
+        is there. Closing the iterator cancels what is under way and waits until nothing of it is left.
         """
         ...
 
@@ -79,12 +87,29 @@ class LocalSolver:
         seed: int = 0,
         *,
         concurrency: int = 8,
+        values: Values = "head",
+        oracle: bool = False,
+        ordered: bool = False,
+        traces: Path | None = None,
+        resume: bool = False,
         **options: Any,
     ) -> AsyncGenerator[Outcome, None]:
         """See `Solver.solve_many`."""
 
-        async def solve(task: Task) -> SearchResult:
-            return await run_search_async(task, self._backend, algorithm, budget, seed, **options)
+        async def solve(index: int, task: Task) -> SearchResult:
+            return await run_search_async(
+                task,
+                self._backend,
+                algorithm,
+                budget,
+                seed,
+                values=values,
+                oracle=oracle,
+                ordered=ordered,
+                trace=trace_path(traces, index),
+                resume=resume,
+                **options,
+            )
 
         return as_solved(tasks, solve, concurrency)
 
@@ -93,7 +118,13 @@ class LocalSolver:
         return await self._backend.stats()
 
 
-Solve: TypeAlias = Callable[[Task], Awaitable[SearchResult]]
+Solve: TypeAlias = Callable[[int, Task], Awaitable[SearchResult]]
+"""Searches one problem, which is told by its place among them too."""
+
+
+def trace_path(traces: Path | None, index: int) -> Path | None:
+    """Where the search of the problem of this `index` keeps its trace: 00000.jsonl and so on."""
+    return None if traces is None else traces / f"{index:05}.jsonl"
 
 
 async def as_solved(tasks: Iterable[Task], solve: Solve, concurrency: int) -> AsyncGenerator[Outcome, None]:
@@ -126,7 +157,7 @@ async def as_solved(tasks: Iterable[Task], solve: Solve, concurrency: int) -> As
 
 async def _outcome(index: int, task: Task, solve: Solve) -> Outcome:
     try:
-        return Outcome(index, task, await solve(task))
+        return Outcome(index, task, await solve(index, task))
     except DendriteError as error:
         return Outcome(index, task, None, error)
 

@@ -191,8 +191,12 @@ def _verdict(outcome: Outcome) -> str:
     if outcome.result is None:
         return f"failed: {outcome.error}"
     result = outcome.result
-    answer = f" by {result.answer}" if result.solved else f" ({result.stop_reason})"
-    return f"{'solved' if result.solved else 'not solved'}{answer}, {result.tokens} tokens, {result.seconds:.1f} s"
+    if result.solved:
+        verdict = "solved" if result.answer is None else f"solved by {result.answer}"
+    else:
+        reward = f", reward {result.reward:.3g}" if 0.0 < result.reward < 1.0 else ""
+        verdict = f"not solved ({result.stop_reason}){reward}"
+    return f"{verdict}, {result.tokens} tokens, {result.seconds:.1f} s"
 
 
 def _totals(tally: Tally) -> str:

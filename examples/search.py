@@ -18,8 +18,7 @@ class Frugal(Task):
 
     name = "one multiplication at most"
     prompt = GAME.prompt
-    stop = GAME.stop
-    max_step_tokens = GAME.max_step_tokens
+    split = GAME.split
     max_depth = GAME.max_depth
 
     def is_terminal(self, text: str) -> bool:

@@ -18,6 +18,7 @@ EXPECTED = {
     "fork.py": "other ways",
     "search.py": "expansions",
     "cluster.py": "solved",
+    "ask_tell.py": "nodes; from",
 }
 
 

@@ -64,6 +64,31 @@ class AsyncEngine:
             raise
         return [self._branch(kid) for kid in kids]
 
+    async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The token ids of a text, with those that begin a sequence if `special`."""
+        return tuple(self.engine.token_ids(text, "text", special=special))
+
+    async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
+        """Fork `node` once a continuation and write it there; cancelling the caller releases the children."""
+        parent = _node(node)
+        given = [self.engine.token_ids(tokens, "continuations") for tokens in continuations]
+        submit = partial(self._fork_and_write, parent, given)
+        probe, written = await self._call(submit, undo=lambda made: self._abandon([kid for kid, _ in made[1]], ()))
+        kids = [kid for kid, _ in written]
+        try:
+            await self._finish([probe])
+            # At once, for what holds the probe's hidden state may be used for another node's in the next steps.
+            firsts = await self._call(lambda: [self.engine.first_score(probe, tokens) for tokens in given])
+            await self._finish([job for _, job in written])
+            for (kid, job), first in zip(written, firsts, strict=True):
+                kid.logprobs.extend([*first, *job.logprobs])
+                kid.finish_reason = "given"
+                kid.value = await self.value(kid) if self.engine.has_value_head else None
+        except BaseException:
+            self._post(lambda: self._abandon(kids, ()))
+            raise
+        return [self._branch(kid) for kid in kids]
+
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` after `node`."""
         parent = _node(node)
@@ -104,6 +129,8 @@ class AsyncEngine:
             forks=seen.forks,
             pages_held=seen.pages_held,
             shared_ratio=seen.shared_ratio,
+            page_tokens=seen.page_tokens,
+            page_bytes=seen.page_bytes,
         )
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -132,6 +159,7 @@ class AsyncEngine:
             logprobs=tuple(node.logprobs),
             value=node.value,
             finish_reason=node.finish_reason or "cancelled",
+            pages=len(node.pages),
         )
 
     # ---------------------------------------------------------------- between steps
@@ -143,6 +171,19 @@ class AsyncEngine:
         except BaseException:
             self._abandon(kids, ())
             raise
+
+    def _fork_and_write(
+        self, parent: Node, given: Sequence[Sequence[int]]
+    ) -> tuple[Generation, list[tuple[Node, Compute]]]:
+        """A probe of `parent`, for the first tokens, and a child and its job a continuation."""
+        probe = self.engine.submit_probe(parent)
+        written: list[tuple[Node, Compute]] = []
+        try:
+            written.extend(self.engine.submit_append(parent, tokens) for tokens in given)
+        except BaseException:
+            self._abandon([kid for kid, _ in written], ())
+            raise
+        return probe, written
 
     def _abandon(self, kids: Sequence[Node], generations: Sequence[Generation]) -> None:
         for generation in generations:

@@ -64,6 +64,7 @@ class Engine:
             decoder.dtype,
             decoder.device,
         )
+        self._pages = storage
         self._runner = ModelRunner(decoder, value_head, storage, make_attention(config, storage, shape.num_heads))
         self._vocabulary = shape.vocab_size
         self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
@@ -175,7 +176,7 @@ class Engine:
 
     def value(self, node: Node) -> float | None:
         """The value head's estimate at the end of `node`, in [0, 1]; None where the model has no value head."""
-        if not self._runner.has_value_head:
+        if not self.has_value_head:
             return None
         probe = self.submit_probe(node)
         self._run_until(probe)
@@ -203,6 +204,8 @@ class Engine:
             pages_cached=cache.cached_pages,
             running=len(scheduler.running),
             waiting=scheduler.waiting_count,
+            page_tokens=self._pages.page_size,
+            page_bytes=self._pages.page_bytes,
             **(self._loop.savings() if self._loop is not None else {}),
         )
 
@@ -227,6 +230,11 @@ class Engine:
         self.close()
 
     # ---------------------------------------------------------------- without waiting
+
+    @property
+    def has_value_head(self) -> bool:
+        """Whether nodes get values."""
+        return self._runner.has_value_head
 
     @property
     def has_work(self) -> bool:
@@ -282,8 +290,24 @@ class Engine:
         self._scheduler.compute(job)
         return child, job
 
-    def token_ids(self, text: str | Sequence[int], field: str) -> list[int]:
+    def submit_append(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
+        """Queue a child of `node` that holds `tokens`; its job gathers the log-probabilities of `tokens[1:]`."""
+        self._check_nodes([node], may_run=True)
+        child = node.fork()[0]
+        try:
+            child.tokens.extend(tokens)
+            self._check_room(child)
+        except BaseException:
+            child.release()
+            raise
+        job = Compute(child, collect=list(tokens[1:]))
+        self._scheduler.compute(job)
+        return child, job
+
+    def token_ids(self, text: str | Sequence[int], field: str, *, special: bool = True) -> list[int]:
         """Encode a text, or check given ids; `field` is what an error calls them.
+
+        A text gets the tokens that begin a sequence, where the model uses such, unless `special` is False.
 
         Raises:
             InvalidArgument: there is no token, or one that the vocabulary lacks.
@@ -291,7 +315,7 @@ class Engine:
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise InvalidArgument(field, text, "the model folder has no tokenizer: pass token ids")
-            tokens = self.tokenizer.encode(text)
+            tokens = self.tokenizer.encode(text, add_special_tokens=special)
         else:
             tokens = [int(token) for token in text]
         if not tokens:

@@ -33,6 +33,7 @@ class EngineStats:
     `kv_bytes_saved` what that has spared.
 
     Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
+    A page holds the KV of `page_tokens` tokens in `page_bytes` bytes.
     """
 
     steps: int
@@ -56,6 +57,8 @@ class EngineStats:
     tree_bursts: int = 0
     flat_bursts: int = 0
     kv_bytes_saved: int = 0
+    page_tokens: int = 0
+    page_bytes: int = 0
 
     def to_dict(self) -> dict[str, int | float]:
         """The fields by name."""

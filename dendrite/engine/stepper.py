@@ -269,8 +269,8 @@ class Stepper:
         for chunk in plan.chunks:
             wanted = chunk.job.collect[chunk.start : chunk.start + chunk.count]
             if wanted:
-                rows = chunk_rows(plan, chunk)
-                logits = self._runner.decoder.logits(hidden[rows.start : rows.stop])
+                first = chunk_rows(plan, chunk).start
+                logits = self._runner.decoder.logits(hidden[first : first + len(wanted)])
                 chunk.job.logprobs += logprobs_of(logits, torch.tensor(wanted, device=logits.device)).tolist()
 
     def _finish(self, plan: Plan, spans: list[Span]) -> StepResult:

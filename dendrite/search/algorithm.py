@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from dendrite.search.session import Session, Thought
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 
 
 class AlgorithmOptions(BaseModel):
@@ -29,6 +30,8 @@ class Algorithm(ABC, Generic[OptionsT]):
 
     name: ClassVar[str]
     options_type: ClassVar[type[AlgorithmOptions]]
+    stopped: Literal["converged", "decided"] | None = None
+    """Why `run` has stopped with something left to try: its choice can't change any more, or no leaf can win."""
 
     def __init__(self, session: Session, options: OptionsT) -> None:
         self.session = session
@@ -40,7 +43,7 @@ class Algorithm(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def best(self) -> Thought | None:
-        """The best rewarded terminal, else the terminal or leaf of the highest value; None if there is none."""
+        """The best rewarded end, else the leaf of the highest value; None if there is none."""
 
     @property
     @abstractmethod
@@ -49,10 +52,10 @@ class Algorithm(ABC, Generic[OptionsT]):
 
 
 def best_of(thoughts: Iterable[Thought]) -> Thought | None:
-    """Pick the best rewarded terminal, else the highest value; the first among equals."""
+    """Pick the best rewarded end, else an end whose reward is hidden, else the best value; the first among equals."""
     return max(thoughts, key=_worth, default=None)
 
 
-def _worth(thought: Thought) -> tuple[float, float]:
-    reward = thought.reward or 0.0
-    return reward, 0.0 if thought.terminal or thought.value is None else thought.value
+def _worth(thought: Thought) -> tuple[float, bool, float]:
+    hidden = thought.ended and thought.reward is None
+    return thought.reward or 0.0, hidden, 0.0 if thought.reward is not None else thought.value or 0.0

@@ -1,4 +1,4 @@
-"""What a search algorithm may ask of an engine: the same four verbs, locally and on a cluster."""
+"""What a search algorithm may ask of an engine: the same few verbs, locally and on a cluster."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ NodeRef: TypeAlias = Hashable
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A child that `expand` generated.
+    """A child that `expand` generated, or `append` wrote.
 
     `text` is empty where the model folder has no tokenizer. `logprobs` are the natural-log probabilities of `tokens`
     as sampled, temperature and filters aside (temperature 1). `value` is the value head's estimate at the last token,
     in [0, 1]; None where the model has no value head. `finish_reason` is "stop" (a stop text, a stop id or the end-
-    of-sequence token) or "length".
+    of-sequence token), "length" or, for what was appended, "given". `pages` counts the KV pages that the node itself
+    owns, and `worker` is the number of the model worker that holds it.
     """
 
     node: NodeRef
@@ -28,6 +29,8 @@ class Branch:
     logprobs: tuple[float, ...]
     value: float | None
     finish_reason: str
+    pages: int = 0
+    worker: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,10 @@ class BackendStats:
     """Totals since the backend was made.
 
     `prefill_tokens` counts prompt tokens run through the model, `recomputed_tokens` those run again because their KV
-    had been dropped, `decode_tokens` generated tokens, `cached_tokens` prompt tokens found in the prefix cache,
-    `forks` children made, and `pages_held` KV pages that live nodes own now. `shared_ratio` is the share of context
-    tokens, summed over all decode steps, that a node read from an ancestor's pages.
+    had been dropped, `decode_tokens` generated tokens, `cached_tokens` prompt tokens found in the prefix cache, `forks`
+    children made, and `pages_held` KV pages that live nodes own now. `shared_ratio` is the share of context tokens,
+    summed over all decode steps, that a node read from an ancestor's pages. A page holds the KV of `page_tokens` tokens
+    in `page_bytes` bytes; both are 0 where the backend has no pages to tell of.
     """
 
     prefill_tokens: int
@@ -47,10 +51,19 @@ class BackendStats:
     forks: int
     pages_held: int
     shared_ratio: float
+    page_tokens: int = 0
+    page_bytes: int = 0
 
 
 class Backend(Protocol):
-    """Prefill, expand, score, release. Concurrent calls join one batch; all may be awaited from one event loop."""
+    """Prefill, expand, append, score, release.
+
+    Concurrent calls join one batch; all may be awaited from one event loop.
+    """
+
+    async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The token ids of a text: as `prefill` would take it, or without `special` as the middle of one."""
+        ...
 
     async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> NodeRef:
         """Compute a prompt and return its root. `seed` keys the tree's sampling; None takes the backend's own."""
@@ -58,6 +71,13 @@ class Backend(Protocol):
 
     async def expand(self, node: NodeRef, n: int, params: SamplingParams) -> list[Branch]:
         """Fork `node` n times and decode all children, in one message. Cancelling the awaiting task releases them."""
+        ...
+
+    async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
+        """Fork `node` once for each of the given token sequences, none empty, and write it there instead of decoding.
+
+        Cancelling the awaiting task releases the children.
+        """
         ...
 
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
-from dendrite.search.session import Flights, Thought
-from dendrite.search.siblings import Draws, Place, Siblings, release, worth
+from dendrite.search.flights import Flights
+from dendrite.search.frontier import Draws, Site, leaves, release, worth_of
+from dendrite.search.thought import Thought
 
 ALPHA = 0.6
 """The default strength of the length normalisation."""
@@ -26,7 +27,7 @@ class BeamOptions(AlgorithmOptions):
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.8
     """Of the draws; what is drawn is ranked by its probability at temperature 1."""
     score: Literal["logprob", "value"] = "value"
-    """What paths are ranked by: the value head's estimate, or the model's probability of the whole path, with its
+    """What paths are ranked by: the value, or the model's probability of the whole path, with its
     length normalised (see `length_normalised`)."""
     alpha: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
     """Strength of the length normalisation, with score="logprob" only; None is 0.6, and 0 normalises nothing."""
@@ -61,67 +62,70 @@ class Beam(Algorithm[BeamOptions]):
 
     name: ClassVar[str] = "beam"
     options_type: ClassVar[type[AlgorithmOptions]] = BeamOptions
-    _ends: tuple[Place, ...] = ()
+    _ends: tuple[Site, ...] = ()
     """Ends that hold a place in the beam."""
-    _level: tuple[Siblings, ...] = ()
+    _level: tuple[Site, ...] = ()
     """The other places, with the children that each of them has so far."""
-    _lost: Place | None = None
+    _lost: Site | None = None
     """The best of the ends that have lost their places, and of the paths that the model's context cut short."""
     _drawn = 0
     """Children of the levels before this."""
 
     async def run(self) -> None:
         """Search level by level until solved, out of budget, or all that is kept has ended."""
-        async with Flights[Siblings](self.session, self.options.temperature) as flights:
+        async with Flights[Site](self.session, self.options.temperature) as flights:
             draws = Draws(self.session, flights)
-            kept = [Place(self.session.root)]
+            kept = [Site(self.session.root)]
             while self._place(kept):
                 if not await draws.level(self._level):
                     return
                 kept = self._select()
 
-    def _place(self, kept: list[Place]) -> bool:
+    def _place(self, kept: list[Site]) -> bool:
         """Tell ends from paths that go on; False if there are none of these."""
-        going_on = [place for place in kept if not place.thought.terminal]
-        self._ends = tuple(place for place in kept if place.thought.terminal)
-        self._level = tuple(Siblings(place, self.options.branches) for place in going_on)
-        return bool(going_on)
+        self._ends = tuple(site for site in kept if site.thought.ended)
+        self._level = tuple(site for site in kept if not site.thought.ended)
+        for site in self._level:
+            site.want = self.options.branches
+        return bool(self._level)
 
-    def _select(self) -> list[Place]:
+    def _select(self) -> list[Site]:
         """Choose what the beam keeps, the best first, and the first drawn among equals."""
-        children = [child for siblings in self._level for child in siblings.children]
+        children = [child for site in self._level for child in site.children]
         ranked = sorted((*self._ends, *children), key=self._score, reverse=True)
         kept, lost = ranked[: self.options.width], ranked[self.options.width :]
         release(self.session, lost)
-        gone = [place for place in lost if place.thought.terminal]
-        gone += [siblings.parent for siblings in self._level if not siblings.children]
+        gone = [site for site in lost if site.thought.ended]
+        gone += [site for site in self._level if not site.children]
         self._lost = self._best(gone if self._lost is None else [self._lost, *gone])
         self._drawn += len(children)
         return kept
 
-    def _score(self, place: Place) -> float:
+    def _score(self, site: Site) -> float:
         if self.options.score == "value":
-            return worth(place.thought, ("score", "value"))
+            return worth_of(site.thought, ("score", "value"))
         alpha = ALPHA if self.options.alpha is None else self.options.alpha
-        return length_normalised(place.logprob, place.length, alpha)
+        return length_normalised(site.logprob, site.length, alpha)
 
-    def _best(self, places: Iterable[Place]) -> Place | None:
-        """The place of the highest reward, then score."""
-        return max(places, key=self._merit, default=None)
+    def _best(self, sites: Iterable[Site]) -> Site | None:
+        """The site of the highest reward, then an end whose reward is hidden, then that of the highest score."""
+        return max(sites, key=self._merit, default=None)
 
-    def _merit(self, place: Place) -> tuple[float, float]:
-        thought = place.thought
+    def _merit(self, site: Site) -> tuple[float, bool, float]:
+        thought = site.thought
         if self.options.score == "logprob":
-            return thought.reward or 0.0, self._score(place)
-        return thought.reward or 0.0, 0.0 if thought.terminal else thought.value or 0.0
+            score = self._score(site)
+        else:
+            score = 0.0 if thought.reward is not None else thought.value or 0.0
+        return thought.reward or 0.0, thought.ended and thought.reward is None, score
 
     def best(self) -> Thought | None:
         """The best rewarded end, else the path of the highest score."""
-        leaves = [leaf for siblings in self._level for leaf in siblings.leaves]
-        found = self._best([*self._ends, *leaves, *([self._lost] if self._lost else [])])
+        tips = [leaf for site in self._level for leaf in leaves(site)]
+        found = self._best([*self._ends, *tips, *([self._lost] if self._lost else [])])
         return found.thought if found else None
 
     @property
     def nodes(self) -> int:
         """The root and all distinct thoughts, those that lost included."""
-        return 1 + self._drawn + sum(len(siblings.children) for siblings in self._level)
+        return 1 + self._drawn + sum(len(site.children) for site in self._level)

@@ -9,7 +9,9 @@ from pydantic import Field
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
 from dendrite.search.chain import Chain
-from dendrite.search.session import Flights, Session, Thought
+from dendrite.search.flights import Flights
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 
 
 class BestOfNOptions(AlgorithmOptions):
@@ -51,6 +53,8 @@ class BestOfN(Algorithm[BestOfNOptions]):
                 for landing in await flights.landed():
                     chain = landing.owner
                     chain.take(landing)
+                    if chain.cut and not chain.thoughts:
+                        return  # the prompt itself has no room for a thought
                     if not chain.finished:
                         waiting.append(chain)
                     elif chain.end.solved:

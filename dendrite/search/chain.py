@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dendrite.search.session import Flights, Landing, Session, Thought
+from dendrite.search.flights import Flights, Landing
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 
 
 @dataclass(slots=True, eq=False)

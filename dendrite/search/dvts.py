@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
-from dendrite.search.session import Flights, Thought
-from dendrite.search.siblings import Draws, Place, Siblings, release, worth
+from dendrite.search.flights import Flights
+from dendrite.search.frontier import Draws, Site, leaves, release, worth_of
+from dendrite.search.thought import Thought
 
 
 class DvtsOptions(AlgorithmOptions):
@@ -24,7 +25,7 @@ class DvtsOptions(AlgorithmOptions):
 class Dvts(Algorithm[DvtsOptions]):
     """Diverse verifier tree search (Beeching, Tunstall, Rush, "Scaling test-time compute with open models", 2024).
 
-    Each subtree draws `branches` children, keeps the one that the value head estimates highest, and goes on from there
+    Each subtree draws `branches` children, keeps the one of the highest value, and goes on from there
     until its path has ended; a child that has ended counts with its reward. No subtree knows of another or waits for
     one. They share no path either: the first thoughts, `subtrees` times `branches` of them, are drawn at the root
     without replacement and dealt out in turn. (In the paper each subtree samples its own, and some may begin alike.)
@@ -33,8 +34,8 @@ class Dvts(Algorithm[DvtsOptions]):
 
     name: ClassVar[str] = "dvts"
     options_type: ClassVar[type[AlgorithmOptions]] = DvtsOptions
-    _growing: tuple[Siblings, ...] = ()
-    """Children that are being drawn: the root's, then those of the places where the subtrees stand."""
+    _growing: tuple[Site, ...] = ()
+    """Whose children are being drawn: the root, then the sites where the subtrees stand."""
     _ends: tuple[Thought, ...] = ()
     """Ended paths, and those that the model's context cut short."""
     _drawn = 0
@@ -43,39 +44,47 @@ class Dvts(Algorithm[DvtsOptions]):
     async def run(self) -> None:
         """Descend until solved, out of budget, or all subtrees have ended."""
         root = self.session.root
-        if root.terminal:
+        if root.ended:
             self._ends = (root,)
             return
-        async with Flights[Siblings](self.session, self.options.temperature) as flights:
+        async with Flights[Site](self.session, self.options.temperature) as flights:
             draws = Draws(self.session, flights)
-            self._grow(draws, Place(root), self.options.subtrees * self.options.branches)
-            while (complete := await draws.next()) is not None and not complete.solved:
-                self._growing = tuple(siblings for siblings in self._growing if siblings is not complete)
-                self._drawn += len(complete.children)
-                if not complete.children:
-                    self._ends += (complete.parent.thought,)
-                subtrees = self.options.subtrees if complete.parent.thought is root else 1
-                for index in range(min(subtrees, len(complete.children))):
-                    self._advance(draws, complete.children[index::subtrees])
+            self._grow(draws, Site(root), self.options.subtrees * self.options.branches)
+            while (landed := await draws.next()) is not None:
+                site, _ = landed
+                if site.solved:
+                    return
+                if not site.missing:
+                    self._deal(draws, site)
 
-    def _grow(self, draws: Draws, place: Place, children: int) -> None:
-        siblings = Siblings(place, children)
-        self._growing += (siblings,)
-        draws.add(siblings)
+    def _grow(self, draws: Draws, site: Site, children: int) -> None:
+        site.want = children
+        self._growing += (site,)
+        draws.add(site)
 
-    def _advance(self, draws: Draws, children: list[Place]) -> None:
+    def _deal(self, draws: Draws, site: Site) -> None:
+        """Hand the children of a site, which are all there, to its subtree, or those of the root to all subtrees."""
+        self._growing = tuple(each for each in self._growing if each is not site)
+        self._drawn += len(site.children)
+        if not site.children:
+            self._ends += (site.thought,)
+        subtrees = 1 if site.path else self.options.subtrees
+        for index in range(min(subtrees, len(site.children))):
+            self._advance(draws, site.children[index::subtrees])
+
+    def _advance(self, draws: Draws, children: list[Site]) -> None:
         """Go on with the best of a subtree's children, the first drawn among equals, and give up the others."""
-        best = max(children, key=lambda child: worth(child.thought, ("algorithm", self.name)))
+        best = max(children, key=lambda child: worth_of(child.thought, ("algorithm", self.name)))
         release(self.session, (child for child in children if child is not best))
-        self._ends += tuple(child.thought for child in children if child.thought.terminal)
-        if not best.thought.terminal:
+        self._ends += tuple(child.thought for child in children if child.thought.ended)
+        if not best.thought.ended:
             self._grow(draws, best, self.options.branches)
 
     def best(self) -> Thought | None:
         """The best rewarded end, else the end or the tip of a subtree of the highest value."""
-        return best_of([*(leaf.thought for each in self._growing for leaf in each.leaves), *self._ends])
+        return best_of([*(leaf.thought for site in self._growing for leaf in leaves(site)), *self._ends])
 
     @property
     def nodes(self) -> int:
         """The root and all distinct thoughts, those that lost included."""
-        return 1 + self._drawn + sum(len(siblings.children) for siblings in self._growing)
+        return 1 + self._drawn + sum(len(site.children) for site in self._growing)

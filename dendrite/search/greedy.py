@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
 from dendrite.search.chain import Chain
-from dendrite.search.session import Flights, Thought
+from dendrite.search.flights import Flights
+from dendrite.search.thought import Thought
 
 
 class GreedyOptions(AlgorithmOptions):

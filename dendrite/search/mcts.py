@@ -1,75 +1,30 @@
 """Monte Carlo tree search over thoughts, with several expansions in flight and no barriers between them.
 
-One round selects a node from the root down by UCT or PUCT, draws children there, and backs up what they are
-worth: the reward of a terminal, else the value head's estimate or the reward of a rollout. A node is expanded
-again as its visits grow (progressive widening), for a model has more continuations than one expansion draws.
+One round selects a node from the root down, draws children there, and backs up what they are worth: the reward of an
+end, else the search's estimate or the reward of rollouts. A node is expanded again as its visits grow (progressive
+widening), for a model has more continuations than one expansion draws.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeAlias
-
-from pydantic import Field
+from typing import ClassVar
 
 from dendrite.errors import InvalidArgument
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
-from dendrite.search.chain import Chain
-from dendrite.search.session import Flights, Landing, Session, Thought
-from dendrite.search.stats import PUCT_CONSTANT, UCT_CONSTANT, child_limit, puct, uct
+from dendrite.search.convergence import merged
+from dendrite.search.decision import Decision
+from dendrite.search.flights import Flights, Landing
+from dendrite.search.mcts_options import MctsOptions
+from dendrite.search.rollouts import Owner, Rollout, Rollouts, place_of, take_back
+from dendrite.search.selection import Selector, descend
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 from dendrite.search.tree import SearchNode
+from dendrite.search.upkeep import Upkeep
+from dendrite.search.widening import Widening
 
-
-class MctsOptions(AlgorithmOptions):
-    """Settings of Monte Carlo tree search.
-
-    The defaults of `c`, `widening_k`, `widening_alpha`, `min_unseen`, `patience`, `temperature` and `greedy_first` were
-    chosen on validation problems of Countdown with the packaged model, for the fewest generated tokens; widening, the
-    temperature and `greedy_first` mattered most. They dive first and branch late: a node has one child until a few
-    visits below it have told what that is worth. Where many expansions in flight matter more than tokens, raise
-    `widening_k`.
-    """
-
-    selection: Literal["uct", "puct"] = "puct"
-    """How a child is chosen; both count visits in flight (see `dendrite.search.stats`)."""
-    c: Annotated[float, Field(ge=0.0, le=1_000.0)] | None = None
-    """Weight of exploration; None is the square root of 2 for UCT and 0.5 for PUCT."""
-    value: Literal["head", "rollout"] = "head"
-    """What a new node is worth: the value head's estimate, or the reward of decoding on to the end."""
-    in_flight: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Most calls of the backend at a time. 1 takes the fewest tokens: each draw knows of all before it."""
-    children: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Most children drawn in one expansion."""
-    widening_k: Annotated[float, Field(gt=0.0, le=10_000.0)] = 0.3
-    widening_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
-    """A node of N visits may have ceil(k N^alpha) children, and more only while all it has are closed."""
-    min_unseen: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
-    """A node draws no more once the model gives anything but its children less than this probability."""
-    patience: Annotated[int, Field(ge=1)] = 8
-    """Nor once so many draws in a row have repeated a child."""
-    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 0.8
-    greedy_first: bool = True
-    """Whether a node's first child is the model's most likely continuation; all others are sampled. The first path
-    is then the one that greedy decoding takes."""
-
-    @property
-    def exploration(self) -> float:
-        """The weight of exploration in use."""
-        if self.c is not None:
-            return self.c
-        return UCT_CONSTANT if self.selection == "uct" else PUCT_CONSTANT
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Rollout(Chain):
-    """A chain that tells what `node` is worth."""
-
-    node: SearchNode
-
-
-Owner: TypeAlias = SearchNode | Rollout
+__all__ = ["Mcts", "MctsOptions"]
 
 
 class Mcts(Algorithm[MctsOptions]):
@@ -86,174 +41,192 @@ class Mcts(Algorithm[MctsOptions]):
 
     def __init__(self, session: Session, options: MctsOptions) -> None:
         super().__init__(session, options)
-        self.root: SearchNode | None = None
-        self._rollouts: deque[Rollout] = deque()
-        self._rollout_ends: list[Thought] = []
+        self.trees: list[SearchNode] = []
+        """The roots; one, unless `mode` is "root"."""
+        self._selector = Selector(options, session.seed)
+        self._widening = Widening(options)
+        self._decision = Decision(options, self._widening, session.seed)
+        self._flights = Flights[Owner](session, options.temperature)
+        self._rollouts = Rollouts(session, whole=options.value == "rollout", discount=options.discount)
+        self._upkeep = Upkeep(session, options, self._widening, self._flights, self._rollouts)
+        self._left: Thought | None = None
+        self._nodes_left = 0
+
+    @property
+    def root(self) -> SearchNode | None:
+        """The root, of the first tree if there are several; None before `run`."""
+        return self.trees[0] if self.trees else None
 
     async def run(self) -> None:
-        """Search until solved, out of budget, or everything is closed."""
-        self.root = SearchNode(self.session.root)
-        flights = Flights[Owner](self.session, self.options.temperature)
+        """Search until solved, out of budget, everything is closed, or an early stop."""
+        several = self.options.mode == "root"
+        paths = [(index,) for index in range(self.options.trees)] if several else [()]
+        self.trees = [SearchNode(self.session.root, path=path) for path in paths]
         try:
-            async with flights:
-                await self._search(self.root, flights)
+            async with self._flights:
+                await self._search()
         finally:
-            for owner, asked in flights.cancelled:
-                self._return(owner, asked)
-            for rollout in self._rollouts:
-                self._return(rollout, 1)
+            for owner, asked in self._flights.cancelled:
+                take_back(owner, asked)
+            self._rollouts.drop(lambda node: True)
 
-    async def _search(self, root: SearchNode, flights: Flights[Owner]) -> None:
-        while True:
-            while len(flights) < self.options.in_flight and self._start(root, flights):
+    async def _search(self) -> None:
+        while not self._stops():
+            await self._upkeep.make_room(self.trees)
+            await self._decide()
+            while len(self._flights) < self.options.in_flight and self._start():
                 pass
-            if not len(flights):
+            if not len(self._flights):
                 return
-            solved = [self._land(landing) for landing in await flights.landed()]
+            landings = await self._flights.landed()
+            solved = [self._land(landing) for landing in landings]
             if any(solved):
                 return
+            await self._upkeep.prune([place_of(landing.owner) for landing in landings])
 
-    def _start(self, root: SearchNode, flights: Flights[Owner]) -> bool:
+    # ---------------------------------------------------------------- select and expand
+
+    def _start(self) -> bool:
         """Start one more expansion; False if all that could be done is under way, or there is no budget now.
 
-        Rollouts under way go first: what they return guides the next selection.
+        Rollouts under way go first: what they return guides the next selection. Of several trees the one with the
+        fewest visits is next.
         """
-        if self._rollouts:
-            rollout = self._rollouts[0]
-            started = rollout.extend(flights)
-            if started:
-                self._rollouts.popleft()
-            return started
-        node = self.select(root)
-        if node is None:
-            return False
-        greedy = self.options.greedy_first and not node.expansions
+        if len(self._rollouts):
+            return self._rollouts.start(self._flights)
+        for root in sorted(self.trees, key=lambda root: root.stats.reach):
+            node = self.select(root)
+            if node is not None:
+                return self._expand(node)
+        return False
+
+    def select(self, root: SearchNode) -> SearchNode | None:
+        """The node to expand next in a tree, or None: all is closed, or waits for what is in flight."""
+        return descend(root, self._ranked, self.draws)
+
+    def _ranked(self, node: SearchNode) -> Iterator[SearchNode]:
+        halving = self._decision.halving
+        return halving.ranked() if halving is not None and node is self.root else self._selector.ranked(node)
+
+    def draws(self, node: SearchNode) -> int:
+        """How many children may be drawn at `node` now, 0 if it must be passed through."""
+        if self._is_gumbel(node):
+            return 0 if self._decision.halving else self._widening.room(node, self.options.considered)
+        return self._widening.draws(node)
+
+    def _is_gumbel(self, node: SearchNode) -> bool:
+        return self.options.root == "gumbel" and node is self.root
+
+    def _expand(self, node: SearchNode) -> bool:
+        greedy = self.options.greedy_first and not node.expansions and node not in self.trees[1:]
+        greedy = greedy and not self._is_gumbel(node)
         draws = 1 if greedy else self.draws(node)
         known = [child.thought for child in node.children]
-        asked = flights.start(node, node.thought, draws, node.path, node.expansions, greedy=greedy, without=known)
+        asked = self._flights.start(node, node.thought, draws, node.path, node.expansions, greedy=greedy, without=known)
         if asked:
             node.expansions += 1
             node.pending += asked
             node.depart(asked)
+            if self._decision.halving is not None:
+                self._decision.halving.started(node)
         return asked > 0
 
-    def select(self, node: SearchNode) -> SearchNode | None:
-        """Descend to the node to expand next: at each step the child of the highest score that leads to one.
-
-        None if there is none now: all is closed, or waits for what is in flight.
-        """
-        if node.closed:
-            return None
-        if self.draws(node):
-            return node
-        for child in self._ranked(node):
-            found = self.select(child)
-            if found is not None:
-                return found
-        return None
-
-    def _ranked(self, node: SearchNode) -> Iterator[SearchNode]:
-        """The open children from the highest score to the lowest; the first drawn among equals."""
-        c = self.options.exploration
-        if self.options.selection == "uct":
-            scores = [uct(child.stats, node.stats, c) for child in node.children]
-        else:
-            pairs = zip(node.children, node.priors(), strict=True)
-            scores = [puct(child.stats, node.stats, prior, c) for child, prior in pairs]
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        return (node.children[index] for index in order if not node.children[index].closed)
-
-    def draws(self, node: SearchNode) -> int:
-        """How many children may be drawn at `node` now, 0 if it must be passed through."""
-        if node.closed or self._drained(node):
-            return 0
-        limit = child_limit(node.stats.visits, self.options.widening_k, self.options.widening_alpha)
-        room = limit - len(node.children) - node.pending
-        if room <= 0 and node.children and all(child.closed for child in node.children):
-            room = 1
-        return max(0, min(self.options.children, room))
-
-    def _drained(self, node: SearchNode) -> bool:
-        """Whether `node` is not worth another draw."""
-        return node.overflowed or node.misses >= self.options.patience or node.unseen < self.options.min_unseen
+    # ---------------------------------------------------------------- evaluate and back up
 
     def _land(self, landing: Landing[Owner]) -> bool:
         """Take in what an expansion has returned; True if the task is solved."""
-        self._return(landing.owner, landing.asked)
+        take_back(landing.owner, landing.asked)
+        node = place_of(landing.owner)
         if isinstance(landing.owner, Rollout):
-            self._go_on(landing.owner, landing)
-            node = landing.owner.node
+            worth = self._rollouts.take(landing.owner, landing)
+            if worth is not None:
+                self._back_up(node, worth)
         else:
-            node = landing.owner
             node.overflowed = not landing.thoughts
             for thought in landing.thoughts:
                 self._add(node, thought)
-        self._close(node)
+        self._upkeep.close(node)
+        self._decision.landed(max((thought.reward or 0.0 for thought in landing.thoughts), default=0.0))
         return any(thought.solved for thought in landing.thoughts)
 
-    def _return(self, owner: Owner, asked: int) -> None:
-        """Take visits in flight back."""
-        if isinstance(owner, Rollout):
-            owner.node.arrive(1)
-        else:
-            owner.pending -= asked
-            owner.arrive(asked)
-
     def _add(self, node: SearchNode, thought: Thought) -> None:
-        """Put a drawn thought into the tree, and back its value up or send a rollout after it."""
+        """Put a drawn thought into the tree, and back its worth up or send rollouts after it."""
+        options = self.options
         child, new = node.add(thought)
+        if not new or thought.ended:
+            self.session.discard(thought)
         if not new:
-            self.session.discard(thought)
             if child.stats.visits:
-                node.back_up(child.stats.mean)
-        elif thought.reward is not None:
-            self.session.discard(thought)
-            child.back_up(thought.reward)
-        elif self.options.value == "rollout":
-            child.depart(1)
-            self._rollouts.append(Rollout(thought, (*child.path, -1), node=child))
-        elif thought.value is not None:
-            child.back_up(thought.value)
-        else:
-            raise InvalidArgument("value", "head", 'the model has no value head; use value="rollout"')
-
-    def _go_on(self, rollout: Rollout, landing: Landing[Owner]) -> None:
-        """Take a rollout's next thought; back its reward up if it was the last."""
-        rollout.take(landing)
-        if not rollout.finished:
-            rollout.node.depart(1)
-            self._rollouts.append(rollout)
+                self._back_up(node, child.stats.mean * options.discount)
             return
-        self._rollout_ends.append(rollout.end)
-        rollout.release(self.session)
-        rollout.node.back_up(rollout.end.reward or 0.0)
+        if options.value == "head" and thought.worth is None:
+            raise InvalidArgument("value", "head", 'the model has no value head; use value="rollout"')
+        if thought.ended or (options.value == "head" and options.mode != "leaf"):
+            self._back_up(child, thought.worth or 0.0)
+        else:
+            self._rollouts.begin(child, options.rollouts if options.mode == "leaf" else 1)
 
-    def _close(self, node: SearchNode) -> None:
-        """Close `node` if there is nothing left to try below it, then its parent likewise."""
-        for place in node.lineage:
-            if not place.closed:
-                if place.stats.in_flight or not self._drained(place):
-                    return
-                if not all(child.closed for child in place.children):
-                    return
-                place.closed = True
-                if place.parent is not None:
-                    self.session.discard(place.thought)
+    def _back_up(self, node: SearchNode, value: float) -> None:
+        node.back_up(value, self.options.discount)
+        self.session.backed_up(node.thought, value)
 
-    def _places(self) -> Iterator[SearchNode]:
-        """The root and all nodes below it, parents first, siblings as they were drawn."""
-        places = [self.root] if self.root else []
-        while places:
-            node = places.pop()
-            places.extend(reversed(node.children))
-            yield node
+    # ---------------------------------------------------------------- decide
+
+    def _stops(self) -> bool:
+        limit = self.session.budget.expansions
+        started = self.session.meter.expansions + len(self._flights)
+        self.stopped = self._decision.stopped(self.trees, None if limit is None else limit - started)
+        return self.stopped is not None
+
+    async def _decide(self) -> None:
+        root = self.root
+        child = self._decision.child(root) if root is not None and self.options.mode != "root" else None
+        if child is not None:
+            await self.advance_root(child)
+
+    async def advance_root(self, child: SearchNode) -> None:
+        """Go on below a child of the root alone: keep its statistics, its KV and what is in flight there.
+
+        All else is released, what is in flight there cancelled, and its visits taken back. The best end found there
+        still counts as an answer.
+
+        Raises:
+            InvalidArgument: It is no child of the root, or closed; or there are several trees.
+        """
+        root = self.root
+        if root is None or len(self.trees) > 1:
+            raise InvalidArgument("mode", self.options.mode, "a root moves in a search of one tree, while it runs")
+        if child.parent is not root or child.closed:
+            raise InvalidArgument("child", child.path, "must be an open child of the root")
+        beside = [other for other in root.children if other is not child]
+        ends = [leaf.thought for other in beside for leaf in other.leaves if leaf.thought.ended]
+        self._left = best_of([*ends] if self._left is None else [self._left, *ends])
+        self._nodes_left += 1 + sum(1 for other in beside for _ in other.places)
+        root.arrive(child.stats.in_flight)
+        child.parent = None
+        self.trees = [child]
+        root.closed = True
+        self._decision.moved()
+        self.session.root_moved(child.thought)
+        self.session.discard(root.thought)
+        await self._upkeep.give_up(beside)
+
+    # ---------------------------------------------------------------- results
 
     def best(self) -> Thought | None:
-        """The best rewarded terminal, rollouts included, else the terminal or leaf of the highest value."""
-        leaves = (node.thought for node in self._places() if not node.children)
-        return best_of([*leaves, *self._rollout_ends])
+        """The best rewarded end, rollouts included, else the leaf of the highest value.
+
+        Of several trees that have found no reward, it is the best leaf below the most visited of their first thoughts.
+        """
+        leaves = [leaf.thought for tree in self.trees for leaf in tree.leaves]
+        found = best_of([*leaves, *(thought for thought in (self._left, self._rollouts.best) if thought is not None)])
+        if self.options.mode != "root" or found is None or found.reward:
+            return found
+        arms = merged(self.trees)
+        chosen = (child for tree in self.trees for child in tree.children if child.thought.step == arms[0].thought.step)
+        return best_of(leaf.thought for child in chosen for leaf in child.leaves) if arms else found
 
     @property
     def nodes(self) -> int:
-        """The root and all distinct thoughts; rollouts don't count."""
-        return max(1, sum(1 for _ in self._places()))
+        """All distinct thoughts, with the root once; rollouts don't count."""
+        return 1 + self._nodes_left + sum(sum(1 for _ in tree.places) - 1 for tree in self.trees)

@@ -1,7 +1,7 @@
 """Particle filtering over thoughts: a population that follows the model, and doubles where the value is high.
 
-Puri et al., 2025 (arXiv 2502.01618), algorithm 1. In each step every particle draws one thought, is weighed by the
-value head, and the population is drawn anew in proportion to the weights. Where beam search takes the values at their
+Puri et al., 2025 (arXiv 2502.01618), algorithm 1. In each step every particle draws one thought, is weighed by its
+value, and the population is drawn anew in proportion to the weights. Where beam search takes the values at their
 word, this takes them as a likelihood: a particle of a middling value lives on with the probability that it deserves.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from dendrite.config import MAX_SEED
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
-from dendrite.search.level import grow, leaves, places, value_of
+from dendrite.search.flights import Flights
+from dendrite.search.frontier import Draws, Site, leaves, places, release, worth_of
 from dendrite.search.seeds import derive_seed
-from dendrite.search.session import Flights, Landing, Session, Thought
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 
 _SUREST = 1.0 - 1e-7
 """Greatest value taken at its word: the log-odds of 1 are infinite."""
@@ -85,24 +86,6 @@ def effective_sample_size(weights: Sequence[float], counts: Sequence[int]) -> fl
     return math.fsum(w * c for w, c in pairs) ** 2 / math.fsum(w * w * c for w, c in pairs)
 
 
-@dataclass(slots=True, eq=False)
-class Site:
-    """A node, and how many particles are there. A particle that moves on leaves for a child of its own."""
-
-    thought: Thought
-    path: tuple[int, ...]
-    particles: int
-    children: list[Site] = field(default_factory=list)
-    expansions: int = 0
-    cut: bool = False
-    """Whether the model's context has no room for another thought."""
-
-    @property
-    def leaving(self) -> int:
-        """Particles that have not moved on yet, and can."""
-        return 0 if self.thought.terminal or self.cut else self.particles - len(self.children)
-
-
 class ParticleFilter(Algorithm[ParticleFilterOptions]):
     """Particle filtering with systematic resampling.
 
@@ -119,67 +102,52 @@ class ParticleFilter(Algorithm[ParticleFilterOptions]):
         super().__init__(session, options)
         self.root: Site | None = None
         self.population: list[Site] = []
-        """Where the particles are, after the last whole step."""
+        """Where the particles are, after the last whole step. A site wants a child for each particle that is there."""
 
     async def run(self) -> None:
         """Step until solved, out of budget, or no particle can go on."""
-        self.root = Site(self.session.root, (), self.options.n)
+        self.root = Site(self.session.root, self.options.n)
         self.population = [self.root]
         step = 0
         async with Flights[Site](self.session, self.options.temperature) as flights:
-            while any(site.leaving for site in self.population):
-                if not await grow(self.session, self.population, flights, lambda site: site.leaving, self._take):
+            draws = Draws(self.session, flights, distinct=None)
+            while any(site.missing for site in self.population):
+                if not await draws.level(self.population, self._arrive):
                     return
                 self.population = [place for site in self.population for place in site.children or [site]]
                 self._resample(step)
                 step += 1
 
-    def _take(self, landing: Landing[Site]) -> bool:
-        """Move particles to where they were drawn to; True if the task is solved."""
-        site = landing.owner
-        site.cut = not landing.thoughts
-        for thought in landing.thoughts:
-            site.children.append(Site(thought, (*site.path, len(site.children)), 1))
-            if thought.terminal:
-                self.session.discard(thought)
-            else:
-                value_of(thought, self.name)
-        if not site.leaving:
-            self._leave(site)
-        return any(thought.solved for thought in landing.thoughts)
+    def _arrive(self, children: list[Site]) -> None:
+        """Put the particle that has been drawn there at each child."""
+        for child in children:
+            worth_of(child.thought, ("algorithm", self.name))
+            child.want = 1
 
     def _resample(self, step: int) -> None:
         """Draw the population anew if its weights have become too unequal, and give up nodes without particles."""
-        if not any(site.leaving for site in self.population):
+        if not any(site.missing for site in self.population):
             return
         weights = softmax([self._log_weight(site) for site in self.population])
-        counts = [site.particles for site in self.population]
+        counts = [site.want for site in self.population]
         n = sum(counts)
         if effective_sample_size(weights, counts) >= self.options.ess * n:
             return
         shares = [weight * count for weight, count in zip(weights, counts, strict=True)]
         uniform = derive_seed(self.session.seed, (-1,), step) / (MAX_SEED + 1)
         for site, count in zip(self.population, systematic_counts(shares, n, uniform), strict=True):
-            site.particles = count
-            if not count:
-                self._leave(site)
-        self.population = [site for site in self.population if site.particles]
+            site.want = count
+        release(self.session, (site for site in self.population if not site.want))
+        self.population = [site for site in self.population if site.want]
 
     def _log_weight(self, site: Site) -> float:
-        if site.thought.reward is not None:
-            return log_odds(site.thought.reward) / self.options.weight_temperature
-        if site.cut:
+        if site.exhausted:
             return -math.inf
-        return log_odds(value_of(site.thought, self.name)) / self.options.weight_temperature
-
-    def _leave(self, site: Site) -> None:
-        """Give a node up from which no particle will be drawn any more. The root's prompt is under all of them."""
-        if site is not self.root:
-            self.session.discard(site.thought)
+        return log_odds(worth_of(site.thought, ("algorithm", self.name))) / self.options.weight_temperature
 
     def best(self) -> Thought | None:
-        """The best rewarded terminal, else the leaf of the highest value, of all that any particle came to."""
-        return best_of(leaves(self.root)) if self.root else None
+        """The best rewarded end, else the end or leaf of the highest value, of all that any particle came to."""
+        return best_of(leaf.thought for leaf in leaves(self.root)) if self.root else None
 
     @property
     def nodes(self) -> int:

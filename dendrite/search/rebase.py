@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
-from dendrite.search.session import Flights, Thought
-from dendrite.search.siblings import Draws, Place, Siblings, release, worth
+from dendrite.search.flights import Flights
+from dendrite.search.frontier import Draws, Site, leaves, release, worth_of
+from dendrite.search.thought import Thought
 
 _ROUNDING = 1e-9
 """What a share may exceed a whole number by without being rounded up to the next."""
@@ -59,13 +60,13 @@ def allocate(values: Sequence[float], samples: int, balance: float) -> list[int]
 class Rebase(Algorithm[RebaseOptions]):
     """REBASE: a depth is one batch, and all its nodes but the worst go on, the better ones with more children.
 
-    Values are the value head's estimates. A node's samples are drawn without replacement; one whose model has fewer
-    continuations than its share draws those. A node without a share is released at once.
+    A node's samples are drawn without replacement; one whose model has fewer continuations than its share draws those.
+    A node without a share is released at once.
     """
 
     name: ClassVar[str] = "rebase"
     options_type: ClassVar[type[AlgorithmOptions]] = RebaseOptions
-    _level: tuple[Siblings, ...] = ()
+    _level: tuple[Site, ...] = ()
     """The nodes of the depth that are expanded, with the children that each of them has so far."""
     _ends: tuple[Thought, ...] = ()
     """Ended paths, and those that the model's context cut short."""
@@ -74,35 +75,36 @@ class Rebase(Algorithm[RebaseOptions]):
 
     async def run(self) -> None:
         """Search depth by depth until solved, out of budget, or all paths have ended."""
-        root = Place(self.session.root)
-        if root.thought.terminal:
+        root = Site(self.session.root, self.options.width)
+        if root.thought.ended:
             self._ends = (root.thought,)
             return
-        self._level = (Siblings(root, self.options.width),)
-        async with Flights[Siblings](self.session, self.options.temperature) as flights:
+        self._level = (root,)
+        async with Flights[Site](self.session, self.options.temperature) as flights:
             draws = Draws(self.session, flights)
             width = self.options.width
             while self._level and await draws.level(self._level):
-                children = [child for siblings in self._level for child in siblings.children]
-                width -= sum(child.thought.terminal for child in children)
+                children = [child for site in self._level for child in site.children]
+                width -= sum(child.thought.ended for child in children)
                 self._descend(children, width)
 
-    def _descend(self, children: list[Place], width: int) -> None:
+    def _descend(self, children: list[Site], width: int) -> None:
         """Share the samples of the next depth out among the children that have not ended."""
         self._drawn += len(children)
-        self._ends += tuple(child.thought for child in children if child.thought.terminal)
-        self._ends += tuple(siblings.parent.thought for siblings in self._level if not siblings.children)
-        going_on = [child for child in children if not child.thought.terminal]
-        values = [worth(child.thought, ("algorithm", self.name)) for child in going_on]
-        shares = list(zip(going_on, allocate(values, width, self.options.balance), strict=True))
-        release(self.session, (child for child, share in shares if not share))
-        self._level = tuple(Siblings(child, share) for child, share in shares if share)
+        self._ends += tuple(child.thought for child in children if child.thought.ended)
+        self._ends += tuple(site.thought for site in self._level if not site.children)
+        going_on = [child for child in children if not child.thought.ended]
+        values = [worth_of(child.thought, ("algorithm", self.name)) for child in going_on]
+        for child, share in zip(going_on, allocate(values, width, self.options.balance), strict=True):
+            child.want = share
+        release(self.session, (child for child in going_on if not child.want))
+        self._level = tuple(child for child in going_on if child.want)
 
     def best(self) -> Thought | None:
         """The best rewarded end, else the end or leaf of the highest value."""
-        return best_of([*(leaf.thought for each in self._level for leaf in each.leaves), *self._ends])
+        return best_of([*(leaf.thought for site in self._level for leaf in leaves(site)), *self._ends])
 
     @property
     def nodes(self) -> int:
         """The root and all distinct thoughts, those without a share included."""
-        return 1 + self._drawn + sum(len(siblings.children) for siblings in self._level)
+        return 1 + self._drawn + sum(len(site.children) for site in self._level)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from dendrite.config import MAX_SEED, checked
-from dendrite.errors import InvalidArgument, RunningEventLoop
+from dendrite.errors import InvalidArgument, RunningEventLoop, TraceEnded, TraceError
+from dendrite.search.abmcts import AbMcts
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
 from dendrite.search.backend import Backend
 from dendrite.search.beam import Beam
@@ -17,6 +19,7 @@ from dendrite.search.best_of_n import BestOfN
 from dendrite.search.budget import Budget
 from dendrite.search.dvts import Dvts
 from dendrite.search.greedy import Greedy
+from dendrite.search.lats import Lats
 from dendrite.search.mcts import Mcts
 from dendrite.search.particle import ParticleFilter
 from dendrite.search.rebase import Rebase
@@ -24,17 +27,30 @@ from dendrite.search.result import SearchResult, StopReason
 from dendrite.search.self_consistency import SelfConsistency
 from dendrite.search.session import SearchEvent, Session
 from dendrite.search.task import Task
+from dendrite.search.thought import SOLVED, Thought
 from dendrite.search.thoughts import TotBfs, TotDfs
+from dendrite.search.trace import Trace
+from dendrite.search.values import Values, value_source
 
 if TYPE_CHECKING:
     from dendrite.engine.engine import Engine
 
-ALGORITHMS: Mapping[str, type[Algorithm[Any]]] = MappingProxyType(
-    {
-        algorithm.name: algorithm
-        for algorithm in (Mcts, BestOfN, Greedy, Beam, Dvts, Rebase, SelfConsistency, ParticleFilter, TotBfs, TotDfs)
-    }
+_KNOWN: tuple[type[Algorithm[Any]], ...] = (
+    Mcts,
+    BestOfN,
+    Greedy,
+    AbMcts,
+    Lats,
+    Beam,
+    Dvts,
+    Rebase,
+    SelfConsistency,
+    ParticleFilter,
+    TotBfs,
+    TotDfs,
 )
+
+ALGORITHMS: Mapping[str, type[Algorithm[Any]]] = MappingProxyType({algorithm.name: algorithm for algorithm in _KNOWN})
 """The algorithms by name."""
 
 DEFAULT_BUDGET = Budget(tokens=4096)
@@ -50,6 +66,11 @@ def run_search(
     seed: int = 0,
     *,
     on_event: OnEvent | None = None,
+    values: Values = "head",
+    oracle: bool = False,
+    ordered: bool = False,
+    trace: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> SearchResult:
     """Search for an answer to `task` and wait for it; see `run_search_async`.
@@ -63,7 +84,21 @@ def run_search(
         pass
     else:
         raise RunningEventLoop("run_search", "run_search_async")
-    return asyncio.run(run_search_async(task, backend, algorithm, budget, seed, on_event=on_event, **options))
+    search = run_search_async(
+        task,
+        backend,
+        algorithm,
+        budget,
+        seed,
+        on_event=on_event,
+        values=values,
+        oracle=oracle,
+        ordered=ordered,
+        trace=trace,
+        resume=resume,
+        **options,
+    )
+    return asyncio.run(search)
 
 
 async def run_search_async(
@@ -74,6 +109,11 @@ async def run_search_async(
     seed: int = 0,
     *,
     on_event: OnEvent | None = None,
+    values: Values = "head",
+    oracle: bool = False,
+    ordered: bool = False,
+    trace: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> SearchResult:
     """Search for an answer to `task`.
@@ -88,31 +128,103 @@ async def run_search_async(
         budget: The most it may spend.
         seed: Base of all sampling seeds, 0 .. 2^63 - 1.
         on_event: Called for each expansion that returns and each path that ends, from within the event loop.
+        values: What an unfinished thought is worth: "head" (the model's value head), "rule" (`Task.value`), "logprob",
+            "judge" (the model asked for its opinion), a function of the prompt and the text so far, or a `ValueSource`.
+        oracle: Show the search rewards that consult a known answer, where the task has such (`Task.oracle`). Without it
+            they only grade the result.
+        ordered: Take in what expansions return in the order in which they were started, not as they return. The same
+            arguments then give the same result on any backend, with several in flight and after an interruption too,
+            for some idle time.
+        trace: Write the event log of the search to this file, for `dendrite view` and to take the search up again.
+        resume: Take up the search of `trace`, which was killed: the same arguments are needed. It ends as it would
+            have, and loses at most what was in flight. A file that is not there is begun.
         options: Settings of the algorithm, the fields of its `options_type`.
 
     Raises:
         InvalidArgument: An unknown algorithm or option, or a value out of range.
+        TraceError: The trace can't be read, or is of another search.
     """
-    kind, parsed = _parse(algorithm, options)
+    kind, parsed = parse_algorithm(algorithm, options)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
         raise InvalidArgument("seed", seed, "must be a whole number, 0 to 2^63 - 1")
+    if resume and trace is None:
+        raise InvalidArgument("resume", resume, "needs the trace to go on from")
+    source = value_source(values)
     async with _adapted(backend) as adapted:
-        session = Session(task, adapted, budget, seed, on_event)
-        search = kind(session, parsed)
-        deadline = asyncio.timeout(budget.seconds)
-        try:
-            async with deadline:
-                await session.open()
-                await search.run()
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-        finally:
-            await session.close()
-        return _result(search, timed_out=deadline.expired())
+        with Trace(Path(trace) if trace is not None else None, resume=resume) as log:
+            session = Session(
+                task, adapted, budget, seed, on_event, values=source, oracle=oracle, ordered=ordered, trace=log
+            )
+            return await conduct(kind(session, parsed))
 
 
-def _parse(name: str, options: dict[str, Any]) -> tuple[type[Algorithm[Any]], AlgorithmOptions]:
+async def conduct(search: Algorithm[Any]) -> SearchResult:
+    """Run an algorithm in its session to the end, whatever that is, and leave nothing behind.
+
+    Raises:
+        TraceError: The trace is of another search.
+    """
+    session = search.session
+    header = _header(search)
+    _check_header(session.trace, header)
+    seconds = session.budget.seconds
+    deadline = asyncio.timeout(None if seconds is None else max(0.0, seconds - session.trace.elapsed))
+    try:
+        async with deadline:
+            await session.open(header)
+            await search.run()
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+    except TraceEnded:
+        return _result(search, ended="interrupted")
+    finally:
+        await session.close()
+    result = _result(search, ended="seconds" if deadline.expired() else None)
+    session.trace.write("result", **result.to_dict())
+    return result
+
+
+def _header(search: Algorithm[Any]) -> dict[str, Any]:
+    """What a search is, as its trace says it."""
+    session = search.session
+    task = session.task
+    return {
+        "algorithm": search.name,
+        "options": search.options.model_dump(mode="json", exclude_unset=True),
+        "settings": search.options.model_dump(mode="json"),
+        "budget": session.budget.to_dict(),
+        "seed": session.seed,
+        "oracle": session.oracle,
+        "ordered": session.ordered,
+        "values": type(session.values).__name__,
+        "counted": session.values.counted,
+        "task": {
+            "name": task.name,
+            "prompt": task.prompt,
+            "oracle": task.oracle,
+            "stop": list(task.split.stop),
+            "max_tokens": task.split.max_tokens,
+            "max_depth": task.max_depth,
+        },
+    }
+
+
+def _check_header(trace: Trace, header: dict[str, Any]) -> None:
+    """Refuse a trace that is of another search."""
+    if trace.header is None or trace.replay_only:
+        return
+    for field, value in header.items():
+        if trace.header.get(field) != value:
+            raise TraceError(trace.path, 1, f"is of a search with {field}={trace.header.get(field)!r}, not {value!r}")
+
+
+def parse_algorithm(name: str, options: Mapping[str, Any]) -> tuple[type[Algorithm[Any]], AlgorithmOptions]:
+    """The algorithm of a name, and its settings.
+
+    Raises:
+        InvalidArgument: There is no such algorithm or option, or a value is out of range.
+    """
     if name not in ALGORITHMS:
         raise InvalidArgument("algorithm", name, f"must be one of {', '.join(ALGORITHMS)}")
     kind = ALGORITHMS[name]
@@ -120,7 +232,7 @@ def _parse(name: str, options: dict[str, Any]) -> tuple[type[Algorithm[Any]], Al
         if option not in kind.options_type.model_fields:
             known = ", ".join(kind.options_type.model_fields) or "none"
             raise InvalidArgument(option, options[option], f"no option of {name}; it has: {known}")
-    return kind, checked(kind.options_type, options)
+    return kind, checked(kind.options_type, dict(options))
 
 
 @asynccontextmanager
@@ -138,24 +250,17 @@ async def _adapted(backend: Engine | Backend) -> AsyncIterator[Backend]:
         yield adapted
 
 
-def _result(search: Algorithm[Any], *, timed_out: bool) -> SearchResult:
+def _result(search: Algorithm[Any], *, ended: Literal["seconds", "interrupted"] | None) -> SearchResult:
+    """The answer so far; `ended` says what has ended the search, None that it has come to its end itself."""
     session = search.session
     best = search.best()
-    reward = best.reward or 0.0 if best is not None else 0.0
     text = best.text if best is not None else ""
-    solved = best is not None and best.solved
-    reason: StopReason
-    if solved:
-        reason = "solved"
-    elif timed_out:
-        reason = "seconds"
-    else:
-        reason = session.meter.spent or "exhausted"
+    reward = session.task.reward(text) if best is not None and best.ended else 0.0
     return SearchResult(
         algorithm=search.name,
         task=session.task.name,
         seed=session.seed,
-        solved=solved,
+        solved=reward >= SOLVED,
         reward=reward,
         text=text,
         answer=session.task.answer(text),
@@ -163,5 +268,23 @@ def _result(search: Algorithm[Any], *, timed_out: bool) -> SearchResult:
         expansions=session.meter.expansions,
         seconds=session.meter.seconds,
         nodes=search.nodes,
-        stop_reason=reason,
+        stop_reason=ended if ended is not None and not _knows(best) else _stop_reason(search, best),
+        reward_calls=session.meter.reward_calls,
+        oracle=session.oracle and session.task.oracle,
     )
+
+
+def _knows(best: Thought | None) -> bool:
+    """Whether the search has found an answer that it knows to be right."""
+    return best is not None and best.solved
+
+
+def _stop_reason(search: Algorithm[Any], best: Thought | None) -> StopReason:
+    if _knows(best):
+        return "solved"
+    session = search.session
+    if search.stopped is not None:
+        return search.stopped
+    if (spent := session.meter.spent) is not None:
+        return spent
+    return "kv_bytes" if session.over_memory() else "exhausted"

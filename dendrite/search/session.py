@@ -1,24 +1,26 @@
-"""One search under way: its task, backend and budget, and the expansions it has in flight."""
+"""One search under way: its task, backend and budget, the thoughts that have come, and what is kept of them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Generic, TypeAlias, TypeVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
-from dendrite.config import Continuation, SamplingParams
-from dendrite.errors import ContextOverflow
+from dendrite.config import SamplingParams
+from dendrite.errors import ContextOverflow, InvalidArgument
+from dendrite.search.actions import append_actions
 from dendrite.search.backend import Backend, Branch, NodeRef
-from dendrite.search.budget import Budget, Grant, Meter
-from dendrite.search.seeds import derive_seed
+from dendrite.search.budget import Budget, Meter, Rates
+from dendrite.search.expansion import Expansion
+from dendrite.search.holdings import Holdings
 from dendrite.search.task import Task
-
-SOLVED = 1.0
-"""The reward of a solved task."""
-
-Owner = TypeVar("Owner")
+from dendrite.search.thought import Thought
+from dendrite.search.trace import Trace
+from dendrite.search.trace_events import SCHEMA
+from dendrite.search.values import Candidate, HeadValues, ValueSource, valued
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,48 +33,15 @@ class ExpansionDone:
 
 @dataclass(frozen=True, slots=True)
 class TerminalFound:
-    """A path has come to its end."""
+    """A path has come to its end. Its reward is None where the search may not see it."""
 
     text: str
-    reward: float
+    reward: float | None
 
 
 SearchEvent: TypeAlias = ExpansionDone | TerminalFound
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Thought:
-    """A node of the search tree: one thought (a line, say), and the path that ends with it.
-
-    `text` is the whole path after the prompt, `step` the thought alone, `path` the child indices from the
-    root. `logprobs` are the natural logs of the model's probabilities of `tokens` after the parent, at
-    temperature 1. `reward` is the task's; None if the path is not terminal, so that it may be expanded further. A
-    path is terminal by the task's rule, at the task's greatest depth, or where the model has ended the sequence.
-    """
-
-    node: NodeRef
-    text: str = ""
-    step: str = ""
-    depth: int = 0
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    value: float | None = None
-    reward: float | None = None
-
-    @property
-    def logprob(self) -> float:
-        """Natural log of the model's probability of the whole thought."""
-        return sum(self.logprobs)
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing can follow."""
-        return self.reward is not None
-
-    @property
-    def solved(self) -> bool:
-        """Whether this is a full solution."""
-        return self.reward is not None and self.reward >= SOLVED
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Session:
@@ -85,14 +54,43 @@ class Session:
         budget: Budget,
         seed: int,
         on_event: Callable[[SearchEvent], None] | None = None,
+        *,
+        values: ValueSource | None = None,
+        oracle: bool = False,
+        ordered: bool = False,
+        trace: Trace | None = None,
     ) -> None:
+        """Make ready to search.
+
+        Args:
+            task: the problem.
+            backend: where its tree grows.
+            budget: the most to spend.
+            seed: base of all sampling seeds.
+            on_event: told of what happens.
+            values: what unfinished thoughts are worth; None is the value head.
+            oracle: show the search rewards that consult a known answer.
+            ordered: take in what expansions return in the order in which they were started.
+            trace: the event log; None keeps none.
+        """
         self.task = task
         self.backend = backend
-        self.meter = Meter(budget)
+        self.budget = budget
         self.seed = seed
+        self.oracle = oracle
+        self.ordered = ordered
+        self.trace = trace if trace is not None else Trace()
+        self.meter = Meter(budget, self.trace.now)
+        self.values = values if values is not None else HeadValues()
+        self._sees_rewards = oracle or not task.oracle
         self._on_event = on_event
+        self._holdings = Holdings(backend)
         self._root: Thought | None = None
-        self._discarded: list[tuple[NodeRef, bool]] = []
+        self._prompts: dict[int, tuple[int, ...]] = {}
+        self._thoughts = 0
+        self._calls = 0
+        self._discarded: list[NodeRef] = []
+        self._flushing = asyncio.Lock()
 
     @property
     def root(self) -> Thought:
@@ -105,145 +103,205 @@ class Session:
         """The prompt; None until `open` has computed it."""
         return self._root
 
-    async def open(self) -> None:
-        """Prefill the prompt."""
-        node = await self.backend.prefill(self.task.prompt, seed=self.seed)
-        self._root = Thought(node, reward=self.task.reward("") if self.task.is_terminal("") else None)
+    async def open(self, header: Mapping[str, Any] = _NOTHING) -> None:
+        """Prefill the prompt, or take up the record of an earlier run; `header` describes the search in the trace.
+
+        Raises:
+            InvalidArgument: the budget limits KV, and the backend doesn't tell the size of its pages.
+        """
+        if self.trace.prompt(0) is None and self.trace.writing:
+            started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            self.trace.write("search", schema=SCHEMA, started=started, **header)
+        if self.budget.kv_bytes is not None:
+            stats = await self.backend.stats()
+            if not stats.page_bytes:
+                raise InvalidArgument("budget.kv_bytes", self.budget.kv_bytes, "this backend has no pages to count")
+            self.meter.rates = Rates(stats.page_tokens, stats.page_bytes)
+        self.meter.judged = self.values.counted
+        self._root = await self.new_root(self.task.prompt)
+
+    async def new_root(self, prompt: str) -> Thought:
+        """Prefill a prompt, and return the root of a tree of its own."""
+        id = self._next_thought()
+        recorded = self.trace.prompt(id)
+        ref: NodeRef | None = None
+        if recorded is None:
+            ref = await self.backend.prefill(prompt, seed=self.seed)
+        pages = 0
+        if recorded is not None or self.trace.writing or self.meter.rates.page_tokens:
+            self._prompts[id] = tokens = recorded or await self.backend.tokenize(prompt)
+            pages = self.meter.rates.pages(len(tokens))
+        self._holdings.root(id, ref, pages)
+        self._note_kv()
+        ended = self.task.is_terminal("")
+        reward = self.task.reward("") if ended and self._sees_rewards else None
+        if recorded is None:
+            self.trace.write(
+                "root",
+                node=id,
+                prompt=prompt,
+                tokens=self._prompts.get(id),
+                ended=ended,
+                reward=reward,
+                page_tokens=self.meter.rates.page_tokens,
+                page_bytes=self.meter.rates.page_bytes,
+            )
+        return Thought(id, reward=reward, ended=ended)
 
     async def close(self) -> None:
-        """Release the whole tree, even if the task that awaits this is cancelled once more."""
-        if self._root is not None:
-            await asyncio.shield(asyncio.ensure_future(self.backend.release(self._root.node, subtree=True)))
+        """Release the whole tree, and return when that is done, even if the task that awaits this is cancelled."""
+        work = asyncio.ensure_future(self._holdings.close())
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            raise
 
-    def judge(self, parent: Thought, branch: Branch) -> Thought:
-        """Make a thought of a branch of `parent`, with the task's reward if its path is terminal."""
+    # ---------------------------------------------------------------- thoughts
+
+    def take(self, parent: Thought, expansion: Expansion, **fields: Any) -> list[Thought]:
+        """Make thoughts of what an expansion of `parent` has returned, and note them; `fields` say which one it was."""
+        made = zip(expansion.branches, expansion.values, strict=True)
+        thoughts = [self.judge(parent, branch, value) for branch, value in made]
+        if self.trace.writing:
+            children = [self._child(*each) for each in zip(thoughts, expansion.branches, strict=True)]
+            calls = expansion.reward_calls
+            self.trace.write("children", node=parent.id, reward_calls=calls, children=children, **fields)
+        return thoughts
+
+    def _child(self, thought: Thought, branch: Branch) -> dict[str, Any]:
+        """A new child as it stands in the trace."""
+        return {
+            "node": thought.id,
+            "text": thought.step,
+            "tokens": thought.tokens,
+            "logprobs": thought.logprobs,
+            "value": thought.value,
+            "reward": thought.reward,
+            "ended": thought.ended,
+            "answer": self.task.answer(thought.text) if thought.ended else None,
+            "finish_reason": branch.finish_reason,
+            "pages": branch.pages,
+            "worker": branch.worker,
+        }
+
+    def judge(self, parent: Thought, branch: Branch, value: float | None) -> Thought:
+        """Make a thought of a branch of `parent`, with the task's reward if its path has ended."""
         text = parent.text + branch.text
         depth = parent.depth + 1
-        ended = branch.finish_reason == "stop" and not any(stop in branch.text for stop in self.task.stop)
-        terminal = ended or depth >= self.task.max_depth or self.task.is_terminal(text)
-        reward = self.task.reward(text) if terminal else None
-        if reward is not None:
+        ended = self._has_ended(text, depth, branch)
+        reward = self.task.reward(text) if ended and self._sees_rewards else None
+        if ended:
             self.emit(TerminalFound(text, reward))
-        return Thought(branch.node, text, branch.text, depth, branch.tokens, branch.logprobs, branch.value, reward)
+        thought = Thought(
+            id=self._next_thought(),
+            text=text,
+            step=branch.text,
+            depth=depth,
+            tokens=branch.tokens,
+            logprobs=branch.logprobs,
+            value=value,
+            reward=reward,
+            ended=ended,
+            parent=parent,
+        )
+        self._holdings.child(thought.id, parent.id, branch.node, branch.pages)
+        self._note_kv()
+        return thought
+
+    def _has_ended(self, text: str, depth: int, branch: Branch) -> bool:
+        if branch.finish_reason == "stop" and not any(stop in branch.text for stop in self.task.split.stop):
+            return True  # the model has ended the sequence
+        if depth >= self.task.max_depth or self.task.is_terminal(text):
+            return True
+        actions = self.task.actions(text)
+        return actions is not None and not actions
+
+    def _next_thought(self) -> int:
+        self._thoughts += 1
+        return self._thoughts - 1
+
+    # ---------------------------------------------------------------- expansions
+
+    def next_call(self) -> int:
+        """Number an expansion that is being started."""
+        self._calls += 1
+        return self._calls - 1
+
+    async def expand(self, parent: Thought, n: int, params: SamplingParams) -> Expansion:
+        """Have children of a thought made, and valued. There are none if the model's context has no room for one."""
+        if self.budget.kv_bytes is not None:
+            await self.flush()  # the room was granted on the strength of it
+        try:
+            node = await self._node(parent)
+            actions = self.task.actions(parent.text)
+            if actions is None:
+                branches = await self.backend.expand(node, n, params)
+            else:
+                branches = await append_actions(self.backend, node, actions, n, params, self.task.split)
+        except ContextOverflow:
+            return Expansion()
+        candidates = [Candidate(parent, branch, parent.text + branch.text) for branch in branches]
+        unknown = [each for each in candidates if not self._is_rewarded(each)]
+        try:
+            values = dict(zip(unknown, await valued(self.values, self.task, self.backend, unknown), strict=True))
+        except BaseException:
+            self.abandon(Expansion(tuple(branches), reward_calls=len(unknown) if self.values.counted else 0))
+            await self.flush()
+            raise
+        return Expansion(
+            tuple(branches),
+            tuple(values.get(each, each.branch.value) for each in candidates),
+            len(unknown) if self.values.counted else 0,
+        )
+
+    def abandon(self, expansion: Expansion) -> None:
+        """Give up what has come of an expansion that nobody waits for any more; what was asked about it was spent."""
+        self.meter.reward_calls += expansion.reward_calls
+        self._discarded.extend(branch.node for branch in expansion.branches)
+
+    def _is_rewarded(self, candidate: Candidate) -> bool:
+        """Whether the task judges a new child itself, so that no value need be found."""
+        return self._sees_rewards and self._has_ended(candidate.text, candidate.parent.depth + 1, candidate.branch)
+
+    async def _node(self, thought: Thought) -> NodeRef:
+        """The node of a thought; rebuilt from its tokens if it is from the record of an earlier run."""
+        *_, root = thought.lineage
+        prompt = self._prompts.get(root.id, ())
+        return await self._holdings.ref(thought.id, lambda: (*prompt, *thought.path_tokens), self.seed)
+
+    # ---------------------------------------------------------------- what others are told
 
     def emit(self, event: SearchEvent) -> None:
         """Tell whoever watches."""
         if self._on_event is not None:
             self._on_event(event)
 
+    def backed_up(self, thought: Thought, value: float) -> None:
+        """Note a completed visit of a thought, which counts for those above it too."""
+        self.trace.write("backup", node=thought.id, value=value)
+
+    def root_moved(self, thought: Thought) -> None:
+        """Note that the search goes on below this thought alone."""
+        self.trace.write("root_moved", node=thought.id)
+
+    def over_memory(self) -> bool:
+        """Whether the KV limit, and it alone, keeps the search from another expansion."""
+        return self.meter.over_memory(self.task.split.max_tokens)
+
+    # ---------------------------------------------------------------- releases
+
     def discard(self, thought: Thought, *, subtree: bool = False) -> None:
-        """Give a node up: its KV is not needed any more. Done before the next wait."""
-        self._discarded.append((thought.node, subtree))
+        """Give a thought's node up: its KV is not needed any more. Done before the next wait."""
+        self._discarded.extend(self._holdings.drop(thought.id, subtree=subtree))
+        self._note_kv()
+        self.trace.write("release", node=thought.id, subtree=subtree)
 
     async def flush(self) -> None:
-        """Release what has been discarded."""
-        discarded, self._discarded = self._discarded, []
-        for node, subtree in discarded:
-            await self.backend.release(node, subtree=subtree)
+        """Release what has been discarded; returns when that is done, whoever has begun it."""
+        async with self._flushing:
+            discarded, self._discarded = self._discarded, []
+            await asyncio.gather(*(self.backend.release(node) for node in discarded))
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Flight(Generic[Owner]):
-    owner: Owner
-    parent: Thought
-    grant: Grant
-
-
-@dataclass(frozen=True, slots=True)
-class Landing(Generic[Owner]):
-    """An expansion that has returned: whom it was for, how many children were asked for, and those that came.
-
-    There are none if the path had no room left in the model's context.
-    """
-
-    owner: Owner
-    asked: int
-    thoughts: list[Thought]
-
-
-class Flights(Generic[Owner]):
-    """The expansions in flight, each on behalf of some owner. Leaving the context cancels what is left.
-
-    Completion-driven: `landed` returns as soon as any expansion has returned, and gives those that have in
-    the order in which they were started, so that a search replays exactly on a backend that does.
-    """
-
-    def __init__(self, session: Session, temperature: float) -> None:
-        self._session = session
-        self._temperature = temperature
-        self._flights: dict[asyncio.Task[list[Branch]], _Flight[Owner]] = {}
-        self.cancelled: list[tuple[Owner, int]] = []
-        """Owners of the expansions that never returned, with the children asked for; filled on leaving."""
-
-    def __len__(self) -> int:
-        return len(self._flights)
-
-    async def __aenter__(self) -> Flights[Owner]:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for task in self._flights:
-            task.cancel()
-        await asyncio.gather(*self._flights, return_exceptions=True)
-        for flight in self._flights.values():
-            self._session.meter.cancel(flight.grant)
-            self.cancelled.append((flight.owner, flight.grant.children))
-        self._flights.clear()
-
-    def start(
-        self,
-        owner: Owner,
-        parent: Thought,
-        children: int,
-        path: tuple[int, ...],
-        draw: int,
-        *,
-        greedy: bool = False,
-        without: Iterable[Thought] = (),
-    ) -> int:
-        """Expand `parent` as far as the budget allows, and return the number of children asked for.
-
-        0 means that the budget has no room now; if nothing is in flight, it never will. `path` and `draw` key
-        the sampling seed (see `derive_seed`). `greedy` decodes the most likely tokens, whatever the temperature.
-        The thoughts of `without` are not drawn again.
-        """
-        session = self._session
-        grant = session.meter.grant(children, session.task.max_step_tokens)
-        if grant is None:
-            return 0
-        params = SamplingParams(
-            max_tokens=grant.tokens,
-            temperature=0.0 if greedy else self._temperature,
-            stop=session.task.stop,
-            without=tuple(Continuation(tokens=each.tokens, logprobs=each.logprobs) for each in without),
-            seed=derive_seed(session.seed, path, draw),
-        )
-        call = session.backend.expand(parent.node, grant.children, params)
-        self._flights[asyncio.create_task(call)] = _Flight(owner, parent, grant)
-        return grant.children
-
-    async def landed(self) -> list[Landing[Owner]]:
-        """Wait for the next expansions to return, and take them out.
-
-        Raises:
-            Exception: Whatever the backend raised for one of them, `ContextOverflow` aside.
-        """
-        await self._session.flush()
-        await asyncio.wait(self._flights, return_when=asyncio.FIRST_COMPLETED)
-        done = [task for task in self._flights if task.done()]
-        for task in done:
-            error = task.exception()
-            if error is not None and not isinstance(error, ContextOverflow):
-                raise error
-        return [self._land(task) for task in done]
-
-    def _land(self, task: asyncio.Task[list[Branch]]) -> Landing[Owner]:
-        flight = self._flights.pop(task)
-        branches = [] if task.exception() is not None else task.result()
-        meter = self._session.meter
-        meter.settle(flight.grant, sum(len(branch.tokens) for branch in branches))
-        thoughts = [self._session.judge(flight.parent, branch) for branch in branches]
-        self._session.emit(ExpansionDone(meter.expansions, meter.tokens))
-        return Landing(flight.owner, flight.grant.children, thoughts)
+    def _note_kv(self) -> None:
+        self.meter.kv_bytes = self._holdings.pages * self.meter.rates.page_bytes

@@ -1,7 +1,8 @@
 """Tree of thoughts: a few proposals a node, and a plain breadth-first or depth-first search among them by value.
 
 Yao et al., 2023 (arXiv 2305.10601), section 3: algorithm 1 is `tot_bfs`, algorithm 2 `tot_dfs`. The thoughts are
-sampled (section 3, 2a) without replacement, and the value head takes the place of the prompts that judge them.
+sampled (section 3, 2a) without replacement, and the search's value source takes the place of the prompts that judge
+them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Annotated, ClassVar, TypeVar
 from pydantic import Field
 
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions, best_of
-from dendrite.search.level import grow, leaves, places, value_of
-from dendrite.search.session import Flights, Landing, Session, Thought
-from dendrite.search.tree import SearchNode
+from dendrite.search.flights import Flights
+from dendrite.search.frontier import Distinct, Draws, Site, leaves, places, release, worth_of
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 
 
 class ThoughtsOptions(AlgorithmOptions):
@@ -52,40 +54,30 @@ class _Thoughts(Algorithm[OptionsT]):
 
     def __init__(self, session: Session, options: OptionsT) -> None:
         super().__init__(session, options)
-        self.root: SearchNode | None = None
+        self.root: Site | None = None
 
-    async def _propose(self, level: list[SearchNode], flights: Flights[SearchNode]) -> bool:
+    def _draws(self, flights: Flights[Site]) -> Draws:
+        return Draws(self.session, flights, Distinct(self.options.min_unseen, self.options.patience))
+
+    async def _propose(self, level: list[Site], draws: Draws) -> bool:
         """Draw the proposals of a level; False if that solved the task or spent the budget."""
-        return await grow(self.session, level, flights, self._wanted, self._take, distinct=True)
+        for site in level:
+            site.want = self.options.k
+        return await draws.level(level, self._take)
 
-    def _wanted(self, node: SearchNode) -> int:
-        """How many more proposals a node shall have."""
-        options = self.options
-        if node.closed or node.overflowed or node.misses >= options.patience or node.unseen < options.min_unseen:
-            return 0
-        return options.k - len(node.children)
+    def _take(self, proposals: list[Site]) -> None:
+        for proposal in proposals:
+            value = worth_of(proposal.thought, ("algorithm", self.name))
+            if not proposal.thought.ended:
+                self._consider(proposal, value)
 
-    def _take(self, landing: Landing[SearchNode]) -> bool:
-        """Put proposals into the tree; True if the task is solved."""
-        node = landing.owner
-        node.overflowed = not landing.thoughts
-        for thought in landing.thoughts:
-            child, new = node.add(thought)
-            if not new or thought.terminal:
-                self.session.discard(thought)
-            else:
-                self._consider(child, value_of(thought, self.name))
-        if node.parent is not None and self._wanted(node) <= 0:
-            self.session.discard(node.thought)  # its children hold what they need of it
-        return any(thought.solved for thought in landing.thoughts)
-
-    def _consider(self, child: SearchNode, value: float) -> None:
+    def _consider(self, proposal: Site, value: float) -> None:
         """Keep a proposal that something may follow, or give it up."""
         raise NotImplementedError
 
     def best(self) -> Thought | None:
-        """The best rewarded terminal, else the leaf of the highest value, be it one that was not followed."""
-        return best_of(leaves(self.root)) if self.root else None
+        """The best rewarded end, else the end or leaf of the highest value, be it one that was not followed."""
+        return best_of(leaf.thought for leaf in leaves(self.root)) if self.root else None
 
     @property
     def nodes(self) -> int:
@@ -93,9 +85,9 @@ class _Thoughts(Algorithm[OptionsT]):
         return sum(1 for _ in places(self.root)) if self.root else 1
 
 
-def _rank(node: SearchNode) -> tuple[float, tuple[int, ...]]:
+def _rank(site: Site) -> tuple[float, tuple[int, ...]]:
     """Sorts the highest value first; among equals the first in the tree."""
-    return -(node.thought.value or 0.0), node.path
+    return -(site.thought.value or 0.0), site.path
 
 
 class TotBfs(_Thoughts[TotBfsOptions]):
@@ -110,20 +102,21 @@ class TotBfs(_Thoughts[TotBfsOptions]):
 
     def __init__(self, session: Session, options: TotBfsOptions) -> None:
         super().__init__(session, options)
-        self._kept: list[SearchNode] = []
+        self._kept: list[Site] = []
 
     async def run(self) -> None:
         """Search until solved, out of budget, or at the last level."""
-        self.root = SearchNode(self.session.root)
+        self.root = Site(self.session.root)
         level = [self.root]
-        async with Flights[SearchNode](self.session, self.options.temperature) as flights:
-            while level and await self._propose(level, flights):
+        async with Flights[Site](self.session, self.options.temperature) as flights:
+            draws = self._draws(flights)
+            while level and await self._propose(level, draws):
                 level, self._kept = self._kept, []
 
-    def _consider(self, child: SearchNode, value: float) -> None:
-        insort(self._kept, child, key=_rank)
-        if len(self._kept) > self.options.b:
-            self.session.discard(self._kept.pop().thought)
+    def _consider(self, proposal: Site, value: float) -> None:
+        insort(self._kept, proposal, key=_rank)
+        release(self.session, self._kept[self.options.b :])
+        del self._kept[self.options.b :]
 
 
 class TotDfs(_Thoughts[TotDfsOptions]):
@@ -138,19 +131,20 @@ class TotDfs(_Thoughts[TotDfsOptions]):
 
     def __init__(self, session: Session, options: TotDfsOptions) -> None:
         super().__init__(session, options)
-        self._kept: list[SearchNode] = []
+        self._kept: list[Site] = []
 
     async def run(self) -> None:
         """Search until solved, out of budget, or everything above the threshold has been followed."""
-        self.root = SearchNode(self.session.root)
+        self.root = Site(self.session.root)
         stack = [self.root]
-        async with Flights[SearchNode](self.session, self.options.temperature) as flights:
-            while stack and await self._propose([stack.pop()], flights):
+        async with Flights[Site](self.session, self.options.temperature) as flights:
+            draws = self._draws(flights)
+            while stack and await self._propose([stack.pop()], draws):
                 stack.extend(sorted(self._kept, key=_rank, reverse=True))  # the best is on top
                 self._kept = []
 
-    def _consider(self, child: SearchNode, value: float) -> None:
+    def _consider(self, proposal: Site, value: float) -> None:
         if value > self.options.threshold:
-            self._kept.append(child)
+            self._kept.append(proposal)
         else:
-            self.session.discard(child.thought)
+            release(self.session, [proposal])

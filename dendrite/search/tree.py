@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from dendrite.search.session import Thought
 from dendrite.search.stats import VisitStats
+from dendrite.search.thought import Thought
 
 
 class SearchNode:
@@ -31,10 +31,12 @@ class SearchNode:
         "thought",
     )
 
-    def __init__(self, thought: Thought, parent: SearchNode | None = None) -> None:
+    def __init__(self, thought: Thought, parent: SearchNode | None = None, *, path: tuple[int, ...] = ()) -> None:
+        """Make a node below `parent`, or a root; the `path` of a root is what all paths below it begin with."""
         self.thought = thought
         self.parent = parent
-        self.path: tuple[int, ...] = (*parent.path, len(parent.children)) if parent else ()
+        """None for the root, also one that was another's child before."""
+        self.path: tuple[int, ...] = (*parent.path, len(parent.children)) if parent else path
         self.stats = VisitStats()
         self.children: list[SearchNode] = []
         self.pending = 0
@@ -101,10 +103,30 @@ class SearchNode:
         for node in self.lineage:
             node.stats.in_flight -= visits
 
-    def back_up(self, value: float) -> None:
-        """Count a completed visit of this node and its ancestors."""
+    @property
+    def places(self) -> Iterator[SearchNode]:
+        """This node and all below it, parents first, siblings as they were drawn."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            stack.extend(reversed(node.children))
+            yield node
+
+    @property
+    def leaves(self) -> Iterator[SearchNode]:
+        """Those of `places` that have no children."""
+        return (node for node in self.places if not node.children)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether this node, or one above it, is closed: nothing here counts any more."""
+        return any(node.closed for node in self.lineage)
+
+    def back_up(self, value: float, discount: float = 1.0) -> None:
+        """Count a completed visit of this node and its ancestors, at `value` times `discount` a level above it."""
         for node in self.lineage:
             node.stats.add(value)
+            value *= discount
 
 
 def _log_sum_exp(values: Iterable[float]) -> float:

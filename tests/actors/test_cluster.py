@@ -31,6 +31,17 @@ async def test_expand_forks_and_decodes_in_one_message(cluster: Cluster) -> None
     await cluster.release(root, subtree=True)
 
 
+async def test_append_writes_what_is_given(cluster: Cluster) -> None:
+    root = await cluster.prefill("Numbers: 3 7 8 25. Target: 92.\n")
+    tokens = await cluster.tokenize("7-3=4 (4 8 25)\n")
+    [branch] = await cluster.append(root, [tokens])
+    assert (branch.tokens, branch.text, branch.finish_reason) == (tokens, "7-3=4 (4 8 25)\n", "given")
+    assert branch.value is not None
+    assert list(branch.logprobs) == pytest.approx(await cluster.score(root, tokens), abs=1e-4)
+    assert await cluster.lineage(branch.node) == (*await cluster.lineage(root), *tokens)
+    await cluster.release(root, subtree=True)
+
+
 async def test_score_and_value_leave_the_tree_as_it_was(cluster: Cluster) -> None:
     root = await cluster.prefill(PROMPT)
     [branch] = await cluster.expand(root, 1, SHORT)

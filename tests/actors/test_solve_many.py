@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from dendrite import run_search
 from dendrite.errors import InvalidArgument
 from dendrite.jobs import Outcome
 from dendrite.search.budget import Budget
+from dendrite.search.task import Split, Task
 from dendrite.search.tasks.countdown import problems
 
 BUDGET = Budget(tokens=600)
@@ -46,6 +48,48 @@ async def test_an_error_ends_its_own_problem(cluster: Cluster) -> None:
     outcomes = await solve(cluster, 2, "mcts", widening=3)
     assert [type(outcome.error) for outcome in outcomes] == [InvalidArgument] * 2
     assert outcomes[0].to_dict()["error"] == "InvalidArgument"
+
+
+@dataclass(frozen=True)
+class Secret(Task):
+    """Its reward consults an answer that the prompt does not tell."""
+
+    prompt: str = "Guess.\n"
+    oracle: bool = True
+    max_depth: int = 2
+
+    @property
+    def split(self) -> Split:
+        return Split(8)
+
+    def is_terminal(self, text: str) -> bool:
+        return text.count("\n") >= 2 or len(text) >= 16
+
+    def reward(self, text: str) -> float:
+        return 1.0
+
+
+async def test_values_and_oracle_reach_the_drivers(cluster: Cluster) -> None:
+    def longer(prompt: str, text: str) -> float:
+        return len(text) / (1 + len(text))
+
+    budget = Budget(tokens=200, reward_calls=5)
+    blind, seeing = [
+        [each async for each in cluster.solve_many([Secret()], "mcts", budget, 3, values=longer, oracle=oracle)]
+        for oracle in (False, True)
+    ]
+    for [outcome], oracle in ((blind, False), (seeing, True)):
+        assert outcome.result is not None, outcome.error
+        assert outcome.result.oracle is oracle
+        assert 0 < outcome.result.reward_calls <= 5
+    assert seeing[0].result is not None
+    assert seeing[0].result.stop_reason == "solved"
+
+
+async def test_a_function_that_gives_no_value_ends_its_own_problem(cluster: Cluster) -> None:
+    [outcome] = await solve(cluster, 1, values=lambda prompt, text: 2.0)
+    assert isinstance(outcome.error, InvalidArgument)
+    assert outcome.error.field == "values"
 
 
 async def test_leaving_early_cancels_the_searches(cluster: Cluster) -> None:

@@ -4,11 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.search import Point, cost_of, summary, wilson
+from benchmarks.search import SEARCHES, at_seconds, at_tokens, summary
+from benchmarks.search_points import Point, cost_of, wilson
+from dendrite.search.run import parse_algorithm
 
 
-def point(algorithm: str, budget: int, tokens: float, solved: int) -> Point:
-    return Point(algorithm, budget, {}, 100, solved, 0.0, 1.0, tokens, 1.0, 1.0, 10, 0, 0.5, ("",))
+def point(search: str, budget: int, tokens: float, solved: int) -> Point:
+    return Point(
+        search, search, {"tokens": budget}, {}, 100, solved, 0.0, 1.0, tokens, 1.0, 1.0, 1.0, 10, 0, 0.5, ("",)
+    )
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_has_settings_that_its_algorithm_takes(name: str) -> None:
+    for search in (at_tokens(name, 256), at_tokens(name, 2048), at_seconds(name)):
+        parse_algorithm(search.algorithm, search.options)
 
 
 def test_wilson_by_hand() -> None:
@@ -41,16 +51,17 @@ def test_the_ratio_compares_costs_of_the_same_rate() -> None:
         point("best_of_n", 100, 100.0, 50),
         point("greedy", 100, 40.0, 10),
     ]
-    metrics = summary(points, 100)
+    metrics = summary(points)
     assert metrics["search.mcts.token_ratio"] == pytest.approx(70.0 / 100.0)
     assert (metrics["search.mcts.solve_rate"], metrics["search.greedy.solve_rate"]) == (0.7, 0.1)
+    assert metrics["search.mcts.tokens50.solve_rate"] == 0.3
 
 
 def test_the_ratio_is_taken_at_a_rate_that_both_reach() -> None:
     points = [point("mcts", 100, 90.0, 30), point("best_of_n", 100, 100.0, 50), point("greedy", 100, 40.0, 10)]
-    assert summary(points, 100)["search.mcts.token_ratio"] == pytest.approx(90.0 / 60.0)
+    assert summary(points)["search.mcts.token_ratio"] == pytest.approx(90.0 / 60.0)
 
 
 def test_where_nothing_is_solved_there_is_no_ratio() -> None:
     points = [point("mcts", 100, 90.0, 0), point("best_of_n", 100, 100.0, 50), point("greedy", 100, 40.0, 10)]
-    assert "search.mcts.token_ratio" not in summary(points, 100)
+    assert "search.mcts.token_ratio" not in summary(points)

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dendrite import cli
+from dendrite.commands import running
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_without_a_cluster_package_there_is_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(running, "entry_points", lambda group: [])
     result = CliRunner().invoke(cli.app, ["solve", "--out", str(tmp_path / "out.jsonl")])
     assert result.exit_code == 1
     assert "pip install" in result.stderr

@@ -3,14 +3,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dendrite.engine.engine import Engine
 from dendrite.errors import BudgetExhausted, InvalidArgument
-from dendrite.jobs import Outcome, OutcomeFile, as_solved
+from dendrite.jobs import LocalSolver, Outcome, OutcomeFile, as_solved
+from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
-from dendrite.search.task import Task
+from dendrite.search.task import Split, Task
 from dendrite.search.tasks.countdown import Countdown
 
 TASKS = [Countdown((1, number), 1 + number) for number in range(2, 8)]
@@ -23,7 +26,7 @@ def solved(task: Task) -> SearchResult:
 async def test_outcomes_come_as_they_are_ready_and_no_more_run_than_allowed() -> None:
     running, most = 0, 0
 
-    async def solve(task: Task) -> SearchResult:
+    async def solve(_: int, task: Task) -> SearchResult:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -45,7 +48,7 @@ async def test_tasks_are_drawn_when_there_is_room() -> None:
             drawn.append(Countdown((1, number), 5))
             yield drawn[-1]
 
-    async def solve(task: Task) -> SearchResult:
+    async def solve(_: int, task: Task) -> SearchResult:
         return solved(task)
 
     outcomes = as_solved(endless(), solve, concurrency=3)
@@ -55,7 +58,7 @@ async def test_tasks_are_drawn_when_there_is_room() -> None:
 
 
 async def test_an_expected_error_ends_its_own_problem_alone() -> None:
-    async def solve(task: Task) -> SearchResult:
+    async def solve(_: int, task: Task) -> SearchResult:
         if task is TASKS[1]:
             raise BudgetExhausted("spent")
         return solved(task)
@@ -69,7 +72,7 @@ async def test_an_expected_error_ends_its_own_problem_alone() -> None:
 async def test_an_unexpected_error_ends_the_job() -> None:
     ended = []
 
-    async def solve(task: Task) -> SearchResult:
+    async def solve(_: int, task: Task) -> SearchResult:
         if task is TASKS[0]:
             raise ZeroDivisionError
         try:
@@ -85,7 +88,46 @@ async def test_an_unexpected_error_ends_the_job() -> None:
 
 async def test_there_is_room_for_one_problem_at_least() -> None:
     with pytest.raises(InvalidArgument, match="concurrency"):
-        await anext(as_solved(TASKS, lambda task: asyncio.sleep(0, solved(task)), concurrency=0))
+        await anext(as_solved(TASKS, lambda _, task: asyncio.sleep(0, solved(task)), concurrency=0))
+
+
+@dataclass(frozen=True)
+class Secret(Task):
+    """Its reward consults an answer that the prompt does not tell."""
+
+    prompt: str = "Guess.\n"
+    oracle: bool = True
+    max_depth: int = 2
+
+    @property
+    def split(self) -> Split:
+        return Split(8)
+
+    def is_terminal(self, text: str) -> bool:
+        return len(text) >= 16
+
+    def reward(self, text: str) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize("oracle", [False, True])
+async def test_values_and_oracle_reach_each_search(oracle: bool) -> None:
+    seen = []
+
+    def function(prompt: str, text: str) -> float:
+        seen.append(text)
+        return 0.5
+
+    with Engine.from_pretrained("countdown", device="cpu", kv_tokens=16_384) as engine:
+        solver = LocalSolver(engine)
+        outcomes = solver.solve_many([Secret()] * 2, budget=Budget(reward_calls=4), values=function, oracle=oracle)
+        results = [outcome.result async for outcome in outcomes]
+        assert engine.stats().pages_held == 0
+    for result in results:
+        assert result is not None
+        assert (result.oracle, result.stop_reason == "solved") == (oracle, oracle)
+        assert 0 < result.reward_calls <= 4
+    assert len(seen) >= sum(result.reward_calls for result in results if result is not None)
 
 
 def test_every_line_is_there_once_written(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from dendrite.config import MAX_SEED
 from dendrite.errors import InvalidArgument
-from dendrite.search.task import Task
+from dendrite.search.task import Split, Task
 
-Split: TypeAlias = Literal["train", "validation", "test"]
+DataSplit: TypeAlias = Literal["train", "validation", "test"]
 
 MAX_NUMBER = 99
 """Problems are drawn with numbers from 1 to this."""
@@ -75,15 +75,10 @@ class Countdown(Task):
         return f"Numbers: {_spaced(self.numbers)}. Target: {self.target}.\n"
 
     @property
-    def stop(self) -> tuple[str, ...]:
-        """A thought is a line."""
-        return ("\n",)
-
-    @property
-    def max_step_tokens(self) -> int:
-        """Characters of a line whose numbers have two digits more than any given (a token is one or more)."""
+    def split(self) -> Split:
+        """A thought is a line: of at most the characters of one whose numbers have two digits more than any given."""
         digits = len(str(max(*self.numbers, self.target))) + 2
-        return (len(self.numbers) + 2) * digits + len(self.numbers) + 5
+        return Split((len(self.numbers) + 2) * digits + len(self.numbers) + 5, stop=("\n",))
 
     @property
     def max_depth(self) -> int:
@@ -161,7 +156,7 @@ def _compute(first: int, operator: str, second: int) -> Fraction | None:
     return result if result is not None and result >= 0 and result.denominator == 1 else None
 
 
-def problems(n: int, seed: int = 0, split: Split = "test") -> list[Countdown]:
+def problems(n: int, seed: int = 0, split: DataSplit = "test") -> list[Countdown]:
     """Draw `n` distinct problems of one split, the same for the same arguments everywhere.
 
     All can be solved: each was built from a random legal derivation, which is then forgotten. A longer list
@@ -174,8 +169,8 @@ def problems(n: int, seed: int = 0, split: Split = "test") -> list[Countdown]:
         raise InvalidArgument("n", n, f"must be a whole number, 1 to {_MAX_PROBLEMS}")
     if not _whole(seed, 0, MAX_SEED):
         raise InvalidArgument("seed", seed, f"must be a whole number, 0 to {MAX_SEED}")
-    if split not in get_args(Split):
-        raise InvalidArgument("split", split, f"must be one of {', '.join(get_args(Split))}")
+    if split not in get_args(DataSplit):
+        raise InvalidArgument("split", split, f"must be one of {', '.join(get_args(DataSplit))}")
     rng = Random(f"countdown {split} {seed}")
     found: dict[Countdown, None] = {}
     while len(found) < n:
@@ -185,7 +180,7 @@ def problems(n: int, seed: int = 0, split: Split = "test") -> list[Countdown]:
     return list(found)
 
 
-def split_of(numbers: Iterable[int], target: int) -> Split:
+def split_of(numbers: Iterable[int], target: int) -> DataSplit:
     """The split that a problem belongs to: by a hash, hence the same in every process and release."""
     text = f"{_spaced(sorted(numbers))} = {target}"
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100

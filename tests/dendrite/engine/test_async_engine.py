@@ -38,6 +38,48 @@ async def test_expand_is_fork_and_decode(engine: Engine, threaded: bool) -> None
     await backend.aclose()
 
 
+async def test_append_writes_what_is_given(engine: Engine, threaded: bool) -> None:
+    backend = AsyncEngine(engine, threaded=threaded)
+    root = await backend.prefill(PROMPT)
+    long = list(range(30, 60))
+    branches = await backend.append(root, [[7, 8, 9], [7], long])
+    assert [branch.tokens for branch in branches] == [(7, 8, 9), (7,), tuple(long)]
+    for branch in branches:
+        assert branch.finish_reason == "given"
+        assert list(branch.logprobs) == pytest.approx(engine.score(root, branch.tokens), rel=1e-4)
+    [grown] = await backend.expand(branches[2].node, 1, SHORT)
+    again = await backend.prefill([*PROMPT, *long])
+    [fresh] = await backend.expand(again, 1, SHORT)
+    assert grown.tokens == fresh.tokens
+    page = (await backend.stats()).page_tokens
+    assert branches[2].pages == -(-(len(PROMPT) + len(long)) // page) - len(PROMPT) // page
+    for node in (root, again):
+        await backend.release(node, subtree=True)
+    engine.check()
+    assert engine.stats().pages_held == 0
+    await backend.aclose()
+
+
+async def test_what_cannot_be_appended_leaves_nothing(engine: Engine) -> None:
+    backend = AsyncEngine(engine)
+    root = await backend.prefill(PROMPT)
+    forks = engine.stats().forks
+    for wrong in ([[1], []], [[1], [10**6]]):
+        with pytest.raises(InvalidArgument, match="continuations"):
+            await backend.append(root, wrong)
+    assert engine.stats().forks == forks
+    with pytest.raises(ContextOverflow):
+        await backend.append(root, [[1], [1] * 100_000])
+    task = asyncio.create_task(backend.append(root, [[1] * 30, [2] * 30]))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await backend.release(root)
+    engine.check()
+    assert engine.stats().pages_held == 0
+    await backend.aclose()
+
+
 async def test_concurrent_expansions_share_steps(engine: Engine, threaded: bool) -> None:
     backend = AsyncEngine(engine, threaded=threaded)
     root = await backend.prefill(PROMPT)

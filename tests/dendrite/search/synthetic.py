@@ -16,7 +16,7 @@ from random import Random
 from dendrite.config import SamplingParams
 from dendrite.errors import NodeReleased
 from dendrite.search.backend import BackendStats, Branch, NodeRef
-from dendrite.search.task import Task
+from dendrite.search.task import Split, Task
 
 Table = Mapping[str, Mapping[str, float]]
 """Path after the prompt -> the steps that may follow, with their probabilities. A path not in it ends the sequence."""
@@ -31,11 +31,10 @@ class Puzzle(Task):
     step_tokens: int = 8
     name: str = "puzzle"
     prompt: str = "?"
-    stop: tuple[str, ...] = ("\n",)
 
     @property
-    def max_step_tokens(self) -> int:
-        return self.step_tokens
+    def split(self) -> Split:
+        return Split(self.step_tokens)
 
     @property
     def max_depth(self) -> int:
@@ -75,6 +74,8 @@ class TreeBackend:
         self.delay = delay
         self.failures = dict(failures or {})
         self.places: dict[int, Place] = {}
+        self.prompt = "?"
+        self.prefilled: list[str] = []
         self.decoded = 0
         self.calls: list[tuple[str, int, SamplingParams]] = []
         self.running = 0
@@ -88,7 +89,9 @@ class TreeBackend:
 
     async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> NodeRef:
         await asyncio.sleep(0)
-        return self._make("", None)
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        self.prefilled.append(text)
+        return self._make(text.removeprefix(self.prompt), None)
 
     async def expand(self, node: NodeRef, n: int, params: SamplingParams) -> list[Branch]:
         place = self._held(node)
@@ -135,6 +138,20 @@ class TreeBackend:
             value=value,
             finish_reason="stop" if cut == written else "length",
         )
+
+    async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
+        place = self._held(node)
+        await asyncio.sleep(self.delay)
+        return [self._written(place, node, "".join(map(chr, tokens))) for tokens in continuations]
+
+    def _written(self, place: Place, node: NodeRef, text: str) -> Branch:
+        kid = self._make(place.text + text, node)
+        share = math.log(self.table.get(place.text, {}).get(text, 1e-9)) / len(text)
+        value = None if self.values is None else self.values.get(place.text + text, 0.5)
+        return Branch(kid, tuple(map(ord, text)), text, (share,) * len(text), value, "given")
 
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
         raise NotImplementedError

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dendrite.errors import InvalidArgument
-from dendrite.search.budget import Budget, Grant, Meter
+from dendrite.search.budget import Budget, Grant, Meter, Rates
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,9 @@ from dendrite.search.budget import Budget, Grant, Meter
         {"tokens": 1.5},
         {"tokens": True},
         {"expansions": 0},
+        {"reward_calls": 0},
+        {"tokens": 5, "kv_bytes": 0},
+        {"kv_bytes": 1000},
         {"seconds": 0},
         {"seconds": math.inf},
         {"seconds": math.nan},
@@ -93,3 +96,46 @@ def test_no_order_of_grants_and_returns_passes_the_limit(limit: int, asks: list[
     left = limit - meter.tokens
     last = meter.grant(1, limit)
     assert last == (Grant(1, left) if left else None), "all reservations have been given back"
+
+
+def test_reward_calls_in_flight_count() -> None:
+    meter = Meter(Budget(reward_calls=10))
+    meter.judged = True
+    first = meter.grant(8, 20)
+    assert first == Grant(8, 20, reward_calls=8)
+    assert meter.grant(8, 20) == Grant(2, 20, reward_calls=2)
+    assert meter.grant(1, 20) is None
+    meter.settle(first, 100, reward_calls=3)
+    assert meter.grant(8, 20) == Grant(5, 20, reward_calls=5)
+    assert meter.spent is None
+    meter.settle(Grant(2, 20, reward_calls=2), 10, reward_calls=2)
+    meter.settle(Grant(5, 20, reward_calls=5), 10, reward_calls=5)
+    assert meter.spent == "reward_calls"
+
+
+def test_kv_is_reserved_by_the_page_and_comes_back() -> None:
+    meter = Meter(Budget(tokens=10_000, kv_bytes=1_000))
+    meter.rates = Rates(page_tokens=16, page_bytes=100)
+    meter.kv_bytes = 200
+    assert meter.grant(8, 17) == Grant(2, 17, kv_bytes=600), "two pages, and perhaps a copy of the tail"
+    assert meter.over_memory(17)
+    assert not meter.over_memory(16)
+    assert meter.grant(1, 17) is None
+    meter.settle(Grant(2, 17, kv_bytes=600), 20)
+    meter.kv_bytes = 500
+    assert meter.spent is None
+    assert meter.grant(8, 17) == Grant(1, 17, kv_bytes=300)
+
+
+def test_what_is_cancelled_while_the_search_goes_on_is_spent_in_full() -> None:
+    meter = Meter(Budget(tokens=100, expansions=3))
+    first, second = meter.grant(2, 20), meter.grant(2, 20)
+    assert first is not None
+    assert second is not None
+    meter.forfeit(first)
+    meter.settle(second, 10)
+    assert (meter.tokens, meter.expansions, meter.spent) == (10, 1, None)
+    assert meter.grant(9, 20) == Grant(2, 20)
+    assert meter.grant(1, 1) is None
+    meter.forfeit(Grant(2, 20))
+    assert meter.spent == "expansions"

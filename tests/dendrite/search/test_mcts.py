@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -16,60 +15,12 @@ from dendrite.search.mcts import Mcts, MctsOptions
 from dendrite.search.run import run_search_async
 from dendrite.search.session import Session
 from dendrite.search.stats import child_limit
-from dendrite.search.tree import SearchNode
+from tests.dendrite.search.mcts_worlds import check_at_rest, everything, grow, worlds
 from tests.dendrite.search.synthetic import Puzzle, Table, TreeBackend, binary, leaves, uniform
 
 WRONG = dict.fromkeys(leaves(3), 0.0)
 SAMPLED: dict[str, Any] = {"greedy_first": False, "temperature": 1.0}
 """Every child drawn from the table's own probabilities."""
-
-
-async def grow(puzzle: Puzzle, backend: TreeBackend, budget: Budget, seed: int = 0, **options: Any) -> Mcts:
-    """Run a search the way `run_search_async` does, but keep the tree."""
-    session = Session(puzzle, backend, budget, seed)
-    search = Mcts(session, MctsOptions(**options))
-    try:
-        await session.open()
-        await search.run()
-    finally:
-        await session.close()
-    return search
-
-
-def everything(search: Mcts) -> Iterator[SearchNode]:
-    places = [search.root] if search.root else []
-    while places:
-        node = places.pop()
-        yield node
-        places.extend(node.children)
-
-
-def check_at_rest(search: Mcts, backend: TreeBackend) -> None:
-    assert (backend.held, backend.running) == ([], 0)
-    for node in everything(search):
-        assert (node.stats.in_flight, node.pending) == (0, 0)
-
-
-@st.composite
-def worlds(draw: st.DrawFn) -> tuple[Table, dict[str, float], dict[str, float]]:
-    """A random tree of a few levels, values for all its nodes, and rewards for its ends."""
-    rng = Random(draw(st.integers(0, 10**6)))
-    breadth, depth = draw(st.integers(1, 5)), draw(st.integers(1, 4))
-    table: dict[str, dict[str, float]] = {}
-    values: dict[str, float] = {}
-    rewards: dict[str, float] = {}
-    level = [""]
-    for _ in range(depth):
-        for path in level:
-            steps = [f"{'xyz'[: rng.randrange(4)]}{index}\n" for index in range(rng.randint(1, breadth))]
-            weights = [rng.random() ** 3 + 1e-3 for _ in steps]
-            table[path] = {step: weight / sum(weights) for step, weight in zip(steps, weights, strict=True)}
-        level = [path + step for path in level for step in table[path]]
-        values |= {path: rng.random() for path in level}
-        rewards |= {path: rng.choice([0.0, 0.5]) for path in level if rng.random() < 0.1}
-        level = [path for path in level if path not in rewards]
-    rewards |= {path: float(rng.random() < 0.2) for path in level}
-    return table, values, rewards
 
 
 options = st.fixed_dictionaries(

@@ -34,11 +34,14 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def check_left_behind(engine: Engine, prompts: int) -> None:
+def check_left_behind(engine: Engine, prompts: int, *, reflects: bool = False) -> None:
     """Nothing is held, and no token but the prompts' was run that was not generated."""
     stats = engine.stats()
     assert (stats.pages_held, stats.running, stats.waiting) == (0, 0, 0)
-    assert stats.prefill_tokens + stats.cached_tokens == prompts
+    if reflects:  # on its failures, with questions, and prompts that hold the answers
+        assert stats.prefill_tokens + stats.cached_tokens >= prompts
+    else:
+        assert stats.prefill_tokens + stats.cached_tokens == prompts
     assert (stats.recomputed_tokens, stats.retips, stats.preemptions) == (0, 0, 0)
     engine.check()
 
@@ -70,7 +73,7 @@ async def test_problems_are_solved_and_only_prompts_are_prefilled(engine: Engine
         assert result.tokens <= 400
     assert any(result.solved for result in results)
     assert sum(result.tokens for result in results) <= engine.stats().decode_tokens <= 400 * len(TASKS)
-    check_left_behind(engine, length(engine, *TASKS))
+    check_left_behind(engine, length(engine, *TASKS), reflects=algorithm == "lats")
 
 
 async def test_a_search_solves_what_greedy_decoding_does(engine: Engine) -> None:

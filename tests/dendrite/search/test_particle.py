@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search import Budget, run_search_async
-from dendrite.search.level import places
+from dendrite.search.frontier import places
 from dendrite.search.particle import (
     ParticleFilter,
     ParticleFilterOptions,
-    Site,
     effective_sample_size,
     log_odds,
     softmax,
@@ -169,9 +168,9 @@ async def test_an_ended_particle_keeps_its_weight() -> None:
     table = {"": uniform("end\n", "on\n")} | {"on\n" + "x\n" * n: uniform("x\n") for n in range(6)}
     values = {"on\n" + "x\n" * n: 0.9 for n in range(7)}
     search = await grow(Puzzle({"end\n": 0.9}, depth=5), TreeBackend(table, values), Budget(tokens=10_000), n=40)
-    ended = sum(site.particles for site in search.population if site.thought.text == "end\n")
+    ended = sum(site.want for site in search.population if site.thought.text == "end\n")
     assert 10 <= ended <= 30
-    assert sum(site.particles for site in search.population) == 40
+    assert sum(site.want for site in search.population) == 40
 
 
 async def test_particles_do_not_stay_where_the_rule_says_no() -> None:
@@ -234,7 +233,7 @@ async def test_a_full_context_takes_no_particles() -> None:
     cut = backend.calls[1][0]
     assert sum(n for text, n, _ in backend.calls if text.count("\n") == 2) == 16
     assert search.root is not None
-    assert [site.thought.text for site in places(search.root) if isinstance(site, Site) and site.cut] == [cut]
+    assert [site.thought.text for site in places(search.root) if site.exhausted] == [cut]
     backend = TreeBackend(binary(3), {}, failures={0: ContextOverflow(100, 90)})
     result = await run_search_async(Puzzle(WRONG), backend, "particle_filter")
     assert (result.stop_reason, result.nodes, result.expansions) == ("exhausted", 1, 1)

@@ -35,7 +35,7 @@ async def test_run_search_in_an_event_loop_points_to_its_twin() -> None:
     [
         ({"algorithm": "alpha_zero"}, "algorithm='alpha_zero': must be one of mcts, best_of_n, greedy"),
         ({"algorithm": "greedy", "temperature": 1.0}, "temperature=1.0: no option of greedy; it has: none"),
-        ({"with_draw": 3}, "with_draw=3: no option of mcts; it has: selection, c, "),
+        ({"with_draw": 3}, "with_draw=3: no option of mcts; it has: selection, "),
         ({"in_flight": 0}, "in_flight=0: "),
         ({"selection": "ucb"}, "selection='ucb': "),
         ({"algorithm": "best_of_n", "temperature": 0.0}, "temperature=0.0: "),

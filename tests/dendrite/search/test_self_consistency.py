@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search import Budget, run_search_async
 from dendrite.search.chain import Chain
-from dendrite.search.self_consistency import SelfConsistency, SelfConsistencyOptions
-from dendrite.search.session import Session, Thought
+from dendrite.search.self_consistency import SelfConsistency, SelfConsistencyOptions, decided
+from dendrite.search.session import Session
+from dendrite.search.thought import Thought
 from tests.dendrite.search.synthetic import Puzzle, TreeBackend, binary, leaves, uniform
 
 
@@ -38,11 +41,13 @@ def vote(samples: list[Sample], **options: Any) -> str:
     """The text chosen among samples that are as given."""
     ends = {sample.text: 0.0 for sample in samples if sample.reward is not None}
     session = Session(Poll(ends), TreeBackend({}), Budget(tokens=1), 0)
-    session._root = Thought("root")
+    session._root = Thought()
     search = SelfConsistency(session, SelfConsistencyOptions(**options))
     for index, sample in enumerate(samples):
         thoughts = [Thought(index, value=value) for value in sample.values[:-1]]
-        thoughts.append(Thought(index, sample.text, value=sample.values[-1], reward=sample.reward))
+        thoughts.append(
+            Thought(index, sample.text, value=sample.values[-1], reward=sample.reward, ended=sample.reward is not None)
+        )
         search._chains.append(Chain(session.root, (index,), thoughts))
     best = search.best()
     assert best is not None
@@ -98,6 +103,9 @@ def test_only_ended_samples_with_an_answer_vote() -> None:
     assert vote([Sample("1\nnone\n", [0.2]), Sample("2\nnone\n", [0.3])]) == "2\nnone\n"
 
 
+ALL: dict[str, Any] = {"early_stop": False}
+
+
 class Watched(TreeBackend):
     most_held = 0
 
@@ -109,13 +117,70 @@ class Watched(TreeBackend):
 async def test_all_samples_are_drawn_though_the_first_may_solve() -> None:
     """Right answers at 30 %, wrong ones alike at 70 %: the vote is wrong, and says so."""
     backend = TreeBackend({"": {"r\n": 0.3, "w\n": 0.7}, "r\n": {"a\n": 1.0}, "w\n": {"b\n": 1.0}})
-    result = await run_search_async(Poll({"r\na\n": 1.0, "w\nb\n": 0.0}), backend, "self_consistency", n=64)
+    result = await run_search_async(Poll({"r\na\n": 1.0, "w\nb\n": 0.0}), backend, "self_consistency", n=64, **ALL)
     assert (result.answer, result.solved, result.stop_reason) == ("b", False, "exhausted")
     assert (result.expansions, result.nodes) == (128, 129)
     assert backend.held == []
     backend = TreeBackend({"": {"r\n": 0.7, "w\n": 0.3}, "r\n": {"a\n": 1.0}, "w\n": {"b\n": 1.0}})
-    result = await run_search_async(Poll({"r\na\n": 1.0, "w\nb\n": 0.0}), backend, "self_consistency", n=64)
+    result = await run_search_async(Poll({"r\na\n": 1.0, "w\nb\n": 0.0}), backend, "self_consistency", n=64, **ALL)
     assert (result.answer, result.solved, result.expansions) == ("a", True, 128)
+
+
+VOTES = ["a", "b", "c", None]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_a_vote_is_decided_where_no_sequence_of_votes_changes_the_winner(n: int) -> None:
+    """By brute force: all votes so far, and all that may follow, one of them for an answer that is new."""
+    for cast in range(n + 1):
+        for votes in itertools.product(VOTES, repeat=cast):
+            futures = itertools.product([*VOTES, "new"], repeat=n - cast)
+            winners = {frozenset(_winners([*votes, *future])) for future in futures}
+            [alone] = winners if len(winners) == 1 else [frozenset[str]()]
+            counts = Counter(vote for vote in votes if vote is not None)
+            assert decided(counts.values(), n - cast) == (len(alone) == 1), votes
+
+
+def _winners(votes: list[str | None]) -> set[str]:
+    counts = Counter(vote for vote in votes if vote is not None)
+    return {answer for answer, count in counts.items() if count == max(counts.values())}
+
+
+@given(st.lists(st.floats(0, 1), max_size=6), st.integers(0, 3))
+def test_votes_by_value_are_decided_if_full_votes_for_the_second_do_not_suffice(votes: list[float], left: int) -> None:
+    ranked = sorted([*votes, 0.0, 0.0], reverse=True)
+    if abs(ranked[0] - (ranked[1] + left)) > 1e-6:
+        assert decided(votes, left) == (ranked[0] > ranked[1] + left)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 12),
+    in_flight=st.integers(1, 9),
+    weights=st.sampled_from(["count", "last", "mean"]),
+)
+async def test_stopping_early_gives_the_same_answer_for_less(seed: int, n: int, in_flight: int, weights: str) -> None:
+    table = {"": {"r\n": 0.3, "w\n": 0.7}, "r\n": {"a\n": 0.8, "none\n": 0.2}, "w\n": uniform("b\n", "c\n")}
+    values = {"r\na\n": 0.9, "w\nb\n": 0.8, "w\nc\n": 0.5}
+    poll = Poll(dict.fromkeys(["r\na\n", "r\nnone\n", "w\nb\n", "w\nc\n"], 0.0))
+    options = {"n": n, "in_flight": in_flight, "weights": weights}
+    whole = await run_search_async(poll, TreeBackend(table, values), "self_consistency", seed=seed, **options, **ALL)
+    backend = TreeBackend(table, values)
+    early = await run_search_async(poll, backend, "self_consistency", seed=seed, **options)
+    assert early.answer == whole.answer
+    assert early.tokens <= whole.tokens
+    assert early.stop_reason == ("decided" if early.tokens < whole.tokens else "exhausted")
+    assert (backend.held, backend.running) == ([], 0)
+
+
+async def test_a_lead_that_cannot_be_overtaken_ends_the_sampling() -> None:
+    """All say the same: of 9 samples, 5 decide; of 10, 6 do."""
+    for n, drawn in ((9, 5), (10, 6), (1, 1), (2, 2)):
+        backend = TreeBackend({"": {"a\n": 1.0}}, {})
+        result = await run_search_async(Poll({"a\n": 0.5}), backend, "self_consistency", n=n, in_flight=1)
+        assert (result.answer, result.expansions) == ("a", drawn)
+        assert result.stop_reason == ("decided" if drawn < n else "exhausted")
 
 
 async def test_samples_are_released_as_they_end() -> None:

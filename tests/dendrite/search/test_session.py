@@ -7,12 +7,18 @@ import pytest
 from dendrite.errors import ContextOverflow
 from dendrite.search.backend import Branch
 from dendrite.search.budget import Budget
-from dendrite.search.session import ExpansionDone, Flights, SearchEvent, Session, TerminalFound, Thought
+from dendrite.search.flights import Flights
+from dendrite.search.session import ExpansionDone, SearchEvent, Session, TerminalFound
+from dendrite.search.thought import Thought
 from tests.dendrite.search.synthetic import Puzzle, TreeBackend, binary, uniform
 
 
 def branch(text: str, finish_reason: str = "stop") -> Branch:
     return Branch("node", (1, 2), text, (-0.5, -1.0), 0.25, finish_reason)
+
+
+def judged(session: Session, parent: Thought, branch: Branch) -> Thought:
+    return session.judge(parent, branch, branch.value)
 
 
 async def opened(
@@ -25,28 +31,28 @@ async def opened(
 
 class TestJudge:
     session = Session(Puzzle({"x\na\n": 0.5, "x\nend": 1.0}, depth=3), TreeBackend({}), Budget(tokens=1), 0)
-    parent = Thought("parent", "x\n", "x\n", 1)
+    parent = Thought(7, "x\n", "x\n", 1)
 
     def test_a_thought_holds_its_path_and_the_sum_of_its_logprobs(self) -> None:
-        thought = self.session.judge(self.parent, branch("b\n"))
+        thought = judged(self.session, self.parent, branch("b\n"))
         assert (thought.text, thought.step, thought.depth) == ("x\nb\n", "b\n", 2)
         assert (thought.logprob, thought.value, thought.reward) == (-1.5, 0.25, None)
         assert not thought.terminal
 
     def test_the_task_says_what_is_terminal(self) -> None:
-        thought = self.session.judge(self.parent, branch("a\n"))
+        thought = judged(self.session, self.parent, branch("a\n"))
         assert (thought.terminal, thought.reward, thought.solved) == (True, 0.5, False)
 
     def test_the_end_of_the_sequence_is_terminal(self) -> None:
-        assert self.session.judge(self.parent, branch("oops")).reward == 0.0
-        assert self.session.judge(self.parent, branch("end")).solved
+        assert judged(self.session, self.parent, branch("oops")).reward == 0.0
+        assert judged(self.session, self.parent, branch("end")).solved
 
     def test_a_thought_cut_at_its_length_goes_on(self) -> None:
-        assert not self.session.judge(self.parent, branch("oops", "length")).terminal
+        assert not judged(self.session, self.parent, branch("oops", "length")).terminal
 
     def test_the_greatest_depth_is_terminal(self) -> None:
-        deep = Thought("deep", "x\nb\n", "b\n", 2)
-        assert self.session.judge(deep, branch("c\n")).reward == 0.0
+        deep = Thought(8, "x\nb\n", "b\n", 2)
+        assert judged(self.session, deep, branch("c\n")).reward == 0.0
 
 
 async def test_flights_land_as_they_return_in_the_order_they_were_started() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search import Budget, run_search_async
-from dendrite.search.level import places
+from dendrite.search.frontier import places
 from dendrite.search.session import Session
 from dendrite.search.thoughts import TotBfs, TotBfsOptions, TotDfs, TotDfsOptions
 from tests.dendrite.search.synthetic import Puzzle, Table, TreeBackend, binary, leaves, uniform

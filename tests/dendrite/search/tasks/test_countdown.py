@@ -22,7 +22,7 @@ rngs = st.integers(0, 2**32).map(Random)
 
 def test_the_prompt_is_the_one_the_model_knows() -> None:
     assert PROBLEM.prompt == "Numbers: 3 7 8 25. Target: 92.\n"
-    assert PROBLEM.stop == ("\n",)
+    assert PROBLEM.split.stop == ("\n",)
     assert PROBLEM.max_depth == 3
     assert PROBLEM.name == "countdown 3 7 8 25 = 92"
 
@@ -113,7 +113,7 @@ def test_a_drawn_derivation_passes(rng: Random) -> None:
     assert task.is_terminal(lines)
     assert task.reward(lines) == 1.0
     assert task.max_depth == lines.count("\n")
-    assert max(map(len, lines.splitlines(keepends=True))) <= task.max_step_tokens
+    assert max(map(len, lines.splitlines(keepends=True))) <= task.split.max_tokens
     low, high = countdown.TARGETS
     assert low <= target <= high
     assert all(1 <= number <= countdown.MAX_NUMBER for number in numbers)
@@ -232,7 +232,7 @@ def test_bad_draws_are_refused(arguments: dict[str, object], name: str) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_problems_belong_to_their_split_and_are_distinct(split: countdown.Split) -> None:
+def test_problems_belong_to_their_split_and_are_distinct(split: countdown.DataSplit) -> None:
     drawn = problems(200, seed=3, split=split)
     assert len(set(drawn)) == 200
     assert {split_of(task.numbers, task.target) for task in drawn} == {split}
