@@ -26,13 +26,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks.common import write_result
-from benchmarks.search_points import Point, Search, cost_of, measure, show
+from benchmarks.search_points import Kept, Point, Search, cost_of, measure, show
 from dendrite.model.folder import resolve
 from dendrite.search import ALGORITHMS, Budget, Task
 from dendrite.search.tasks import countdown, game24
@@ -120,18 +121,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     console = Console()
     tasks = _tasks(arguments)
-    seeds = range(arguments.seeds)
+    names = arguments.search or SEARCHES
+    wanted = [(at_tokens(name, budget), Budget(tokens=budget)) for name in names for budget in arguments.budgets]
+    wanted += [(at_seconds(name), Budget(seconds=seconds)) for seconds in arguments.seconds for name in names]
+    kept = Kept(arguments.points)
     points = []
-    for name in arguments.search or SEARCHES:
-        for budget in arguments.budgets:
-            search = at_tokens(name, budget)
-            points.append(measure(arguments.model, tasks, search, Budget(tokens=budget), seeds, arguments.concurrency))
-            show(points[-1:], console)
-        for seconds in arguments.seconds:
-            points.append(measure(arguments.model, tasks, at_seconds(name), Budget(seconds=seconds), seeds, 1))
-            show(points[-1:], console)
+    for search, budget in wanted:
+        point = kept.find(search, budget)
+        if point is None:
+            concurrency = arguments.concurrency if budget.seconds is None else 1
+            point = measure(arguments.model, tasks, search, budget, range(arguments.seeds), concurrency)
+            kept.add(point)
+            show([point], console)
+        points.append(point)
     show(points, console)
-    if arguments.split != "test" or arguments.search:
+    if arguments.split != "test" or arguments.search or not (arguments.budgets and arguments.seconds):
         return
     metrics = summary(points)
     for name, value in metrics.items():
@@ -141,7 +145,11 @@ def main() -> None:
         subject=arguments.task,
         hardware="cpu",
         metrics=metrics,
-        raw={**vars(arguments), "model": resolve(arguments.model).name, "points": [asdict(point) for point in points]},
+        raw={
+            **vars(arguments),
+            "points": [asdict(point) for point in points],
+            "model": resolve(arguments.model).name,
+        },
         packages=("transformers",),
     )
     console.print(f"written to {path}")
@@ -164,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, nargs="*", default=SECONDS, help="wall time a problem")
     parser.add_argument("--seeds", type=int, default=1, help="searches of each problem, with the seeds 0, 1 …")
     parser.add_argument("--concurrency", type=int, default=32, help="problems at a time, at equal tokens")
+    parser.add_argument("--points", type=Path, help="JSONL file that keeps points; those there are not measured again")
     parser.add_argument("--search", action="append", choices=SEARCHES, help="only this; writes no result")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()

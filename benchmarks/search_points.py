@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -147,6 +149,32 @@ async def _solve(
             progress.advance(bar)
     await backend.aclose()
     return [found[index] for index in range(len(tasks))]
+
+
+class Kept:
+    """Points in a JSONL file, so that a long measurement can be interrupted; without a file nothing is kept."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        self._points = [
+            Point(**{**json.loads(line), "outcomes": tuple(json.loads(line)["outcomes"])}) for line in lines
+        ]
+
+    def find(self, search: Search, budget: Budget) -> Point | None:
+        """The point of this search at this budget, if it is there."""
+        asked = (search.name, search.algorithm, dict(search.options), budget.to_dict())
+        for point in self._points:
+            if (point.search, point.algorithm, point.options, point.budget) == asked:
+                return point
+        return None
+
+    def add(self, point: Point) -> None:
+        """Keep a point."""
+        self._points.append(point)
+        if self._file is not None:
+            with self._file.open("a") as file:
+                file.write(json.dumps(asdict(point)) + "\n")
 
 
 def show(points: Sequence[Point], console: Console) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.search import SEARCHES, at_seconds, at_tokens, summary
-from benchmarks.search_points import Point, cost_of, wilson
+from benchmarks.search_points import Kept, Point, Search, cost_of, wilson
+from dendrite.search import Budget
 from dendrite.search.run import parse_algorithm
 
 
@@ -65,3 +68,13 @@ def test_the_ratio_is_taken_at_a_rate_that_both_reach() -> None:
 def test_where_nothing_is_solved_there_is_no_ratio() -> None:
     points = [point("mcts", 100, 90.0, 0), point("best_of_n", 100, 100.0, 50), point("greedy", 100, 40.0, 10)]
     assert "search.mcts.token_ratio" not in summary(points)
+
+
+def test_points_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "points.jsonl"
+    search, budget = Search("mcts", "mcts", {}), Budget(tokens=50)
+    Kept(file).add(point("mcts", 50, 50.0, 30))
+    assert Kept(file).find(search, budget) == point("mcts", 50, 50.0, 30)
+    assert Kept(file).find(search, Budget(tokens=51)) is None
+    assert Kept(file).find(Search("mcts", "mcts", {"in_flight": 1}), budget) is None
+    assert Kept(None).find(search, budget) is None
