@@ -165,7 +165,7 @@ def measure(heads: Heads, batch: int, prefix: int) -> tuple[dict[str, float], di
     """Metrics of one case, and what they were made from."""
     case = Case(heads, batch, prefix)
     picked = case.attention().plan(case.tables, case.lengths, HORIZON).kind
-    always = replace(CostModel.of(heads.dim), least_gain_us=-math.inf)
+    always = replace(CostModel.of(heads.dim, batch, prefix + SUFFIX), least_gain_us=-math.inf)
     tree, flat = case.attention(always), case.attention(FLAT)
     plan = tree.plan(case.tables, case.lengths, HORIZON)
     flat.plan(case.tables, case.lengths, HORIZON)
@@ -325,7 +325,7 @@ def _breakdown(case: Case) -> None:
         torch.cuda.synchronize()
     kernels = {event.key: event.device_time_total / event.count for event in profile.key_averages()}
     parts = ", ".join(f"{name} {us:.1f}" for name, us in kernels.items() if name.endswith("_kernel"))
-    tile = default_tile(case.batch, case.heads.query // case.heads.kv)
+    tile = default_tile(case.batch, case.heads.query // case.heads.kv, case.heads.dim)
     print(f"  default {tile}, items {len(plan.items)}: {parts}; empty launch {empty:.1f} us", flush=True)
 
 

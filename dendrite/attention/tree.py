@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dendrite.attention.tree_cost import LOW_TILE, CostModel, PlanLimits, PlanShape
+from dendrite.attention.tree_cost import FEW_ROWS, LOW_TILE, CostModel, PlanLimits, PlanShape
 from dendrite.attention.tree_plan import TreePlan, plan_tree
 from dendrite.errors import InvalidArgument
 from dendrite.kernels.attention import ITEM_FIELDS, TileConfig, merge_partials, partial_attention
@@ -45,11 +45,17 @@ def plan_limits(rows: int, sm_count: int = 132) -> PlanLimits:
     return PlanLimits(items=2 * rows + sm_count, splits=splits)
 
 
-def default_tile(rows: int, group: int) -> TileConfig:
-    """Tile sizes for a launch of so many rows: the fastest on an H100 (`benchmarks.attention --sweep`)."""
+def default_tile(rows: int, group: int, head_dim: int) -> TileConfig:
+    """Tile sizes for a launch of so many rows: the fastest on an H100 (`benchmarks.attention --sweep`).
+
+    Many rows are mostly rows with few tokens of their own behind a shared prefix of some thousand. Those are faster
+    with two stages, which leave room for more programs: a decode step by 2 to 10 %. Behind 32,768 shared tokens three
+    stages would be faster, by a fifth of the attention.
+    """
     if rows * group <= LOW_TILE:
         return TileConfig(block_m=16, block_n=128, small_n=128, warps=4, stages=2, small_stages=2)
-    return TileConfig(block_m=64, block_n=64, small_n=64, warps=4, stages=3, small_stages=3)
+    stages = 2 if rows > FEW_ROWS and head_dim <= 64 else 3
+    return TileConfig(block_m=64, block_n=64, small_n=64, warps=4, stages=stages, small_stages=stages)
 
 
 class _Staging:
@@ -112,7 +118,7 @@ class TreeAttention:
             max_table: most entries of all page tables of a batch together.
             sm_count: multiprocessors of the device.
             pdl: launch with programmatic dependent launch (Hopper): the kernels before must trigger or end.
-            cost: of programs; None is the default model.
+            cost: of programs; None picks by the work.
             tile: one tile configuration for all launches; None picks by the number of rows.
 
         Raises:
@@ -124,7 +130,7 @@ class TreeAttention:
         self._layers = tuple(storage_pages)
         self._heads, self._kv_heads, self._dim, self._page_size = num_heads, kv_heads, head_dim, page_size
         self._max_rows, self._sm_count, self._pdl = max_rows, sm_count, pdl
-        self._cost, self._tile = cost or CostModel.of(head_dim), tile
+        self._cost, self._tile = cost, tile
         self._token_bytes = layers * 2 * kv_heads * head_dim * storage_pages.element_size()
         self.counters = TreeCounters()
 
@@ -170,7 +176,8 @@ class TreeAttention:
         if not len(tables) <= rows <= self._max_rows:
             raise InvalidArgument("rows", rows, f"must be {len(tables)} to {self._max_rows}")
         limits = self._limits(max(1, rows))
-        plan = plan_tree(tables, lengths, self._shape(max(1, rows)), limits, horizon, self._cost)
+        cost = self._cost or CostModel.of(self._dim, rows, max(lengths, default=0))
+        plan = plan_tree(tables, lengths, self._shape(max(1, rows)), limits, horizon, cost)
         self._upload(plan)
         return plan
 
@@ -236,7 +243,7 @@ class TreeAttention:
         return plan_limits(rows, self._sm_count)
 
     def _tile_for(self, rows: int) -> TileConfig:
-        return self._tile or default_tile(rows, self._heads // self._kv_heads)
+        return self._tile or default_tile(rows, self._heads // self._kv_heads, self._dim)
 
     def _shape(self, rows: int) -> PlanShape:
         tile = self._tile_for(rows)

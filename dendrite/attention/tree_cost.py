@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 LOW_TILE = 16
 """Queries of the lowest tile, the least that tensor cores take."""
+FEW_ROWS = 64
+"""Up to here a launch may be bound by latency rather than by its work."""
+_LITTLE_WORK = 400_000
+"""Rows times tokens of the longest, up to which it is: on an H100 64 rows of 4,160 tokens are, of 32,832 are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,15 @@ class CostModel:
     least_gain_us: float = 0.0
 
     @classmethod
-    def of(cls, head_dim: int) -> CostModel:
-        """The model for a head size: fitted at 64 on an H100; from 128 on a multiprocessor holds fewer programs."""
+    def of(cls, head_dim: int, rows: int, longest: int) -> CostModel:
+        """The model for a head size and a launch of so many rows, the longest of `longest` tokens.
+
+        Fitted on an H100 at 64 and 128. Where there is little work, fewer programs than fit are better: each more is
+        one more partial result to merge.
+        """
         if head_dim <= 64:
-            return cls()
+            little = rows <= FEW_ROWS and rows * longest <= _LITTLE_WORK
+            return cls(programs_per_sm=2 if little else 3)
         scale = head_dim / 64
         return cls(programs_per_sm=2, tile_token_us=0.024 * scale, private_token_us=0.01 * scale, partial_us=0.3)
 

@@ -27,8 +27,10 @@ from dendrite.kernels.prefetch import prefetch_share
 ITEM_FIELDS = 8
 LOG2_E = 1.4426950408889634
 SMALL_M = tl.constexpr(16)
-_MERGE_COLUMNS = 512  # of a program of the merge, four a thread
+_MERGE_COLUMNS = 512  # of a program of `merge_kernel`, four a thread
 _FEW_ROWS = 16  # up to here rows are divided among more programs
+_BY_HEADS = ((32, 32, 2), (64, 16, 1))  # up to so many rows: partial results that a program takes at once, its warps
+_NARROW_HEAD = 64  # wider ones are merged faster by `merge_kernel` at any number of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,42 @@ def merge_kernel(
     tl.store(output + row * (HEADS * DIM) + column, result.to(output.dtype.element_ty))
 
 
+@triton.jit(do_not_specialize=["splits"])
+def merge_heads_kernel(
+    partials, logsums, counts, output, splits,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Merge the partial results: one program for each row and query head.
+
+    For few rows, which have many partial results and few programs: `BLOCK_S` of them are loaded at once, so that few
+    loads wait for others, and a program's threads share them.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    dim = tl.arange(0, DIM)
+    count = tl.load(counts + row)
+    wait_for_previous(PDL)
+    top = float("-inf")
+    total = 0.0
+    mixed = tl.zeros([DIM], tl.float32)
+    for begin in range(0, count, BLOCK_S):
+        part = begin + tl.arange(0, BLOCK_S)
+        valid = part < count
+        slot = (row * splits + part).to(tl.int64) * HEADS + head
+        logsum = tl.load(logsums + slot, mask=valid, other=float("-inf"), cache_modifier=".cg")
+        at = partials + slot[:, None] * DIM + dim[None, :]
+        partial = tl.load(at, mask=valid[:, None], other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(top, tl.max(logsum, 0))
+        base = tl.where(higher > float("-inf"), higher, 0.0)
+        weight = tl.exp2(logsum - base)
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weight, 0)
+        mixed = mixed * shrink + tl.sum(weight[:, None] * partial.to(tl.float32), 0)
+        top = higher
+    result = mixed / tl.where(total > 0, total, 1.0)
+    tl.store(output + (row * HEADS + head) * DIM + dim, result.to(output.dtype.element_ty))
+
+
 def partial_attention(
     query: Tensor,
     memory: Tensor,
@@ -326,7 +364,7 @@ def partial_attention(
 def merge_partials(
     partials: Tensor, logsums: Tensor, counts: Tensor, output: Tensor, *, rows: int, splits: int, pdl: bool = False
 ) -> None:
-    """Launch the merge kernel.
+    """Launch the merge.
 
     Args:
         partials: [rows * splits, Hq, D] of any floating type.
@@ -338,6 +376,14 @@ def merge_partials(
         pdl: launch with programmatic dependent launch.
     """
     _, heads, dim = output.shape
+    most = 1 << (splits - 1).bit_length()
+    common = {"HEADS": heads, "DIM": dim, "PDL": pdl, "launch_pdl": pdl}
+    for rows_most, at_once, warps in _BY_HEADS:
+        if rows <= rows_most and dim <= _NARROW_HEAD:
+            merge_heads_kernel[(rows, heads)](
+                partials, logsums, counts, output, splits, BLOCK_S=min(at_once, most), num_warps=warps, **common
+            )
+            return
     columns = min(heads * dim & -(heads * dim), _MERGE_COLUMNS if rows > _FEW_ROWS else _MERGE_COLUMNS // 4)
     merge_kernel[(rows, heads * dim // columns)](
         partials,
@@ -345,11 +391,8 @@ def merge_partials(
         counts,
         output,
         splits,
-        HEADS=heads,
-        DIM=dim,
         COLUMNS=columns,
-        BLOCK_S=min(4 if rows > _FEW_ROWS else 8, 1 << (splits - 1).bit_length()),
-        PDL=pdl,
+        BLOCK_S=min(4 if rows > _FEW_ROWS else 8, most),
         num_warps=max(1, columns // 128),
-        launch_pdl=pdl,
+        **common,
     )

@@ -37,8 +37,10 @@ class LinearConfig:
 def choose(columns: int, size: int) -> LinearConfig:
     """The configuration for a weight [columns, size].
 
-    The grid should fill the multiprocessors in few waves, with 32 KiB of weights or more in flight on each.
+    The grid should fill the multiprocessors in few waves, with 32 KiB of weights or more in flight on each. The first
+    tile is asked for before the kernel ahead has ended, so wide tiles pay: on an H100, 2,048 columns instead of 1,024
+    for rows of 5,632 save 5 % of TinyLlama's step, for rows of 14,336 1 % of Llama-3-8B's; for rows of 4,096 they lose.
     """
     block_n = 4 if columns <= 16384 else 8
-    block_k = 2048 if size <= 2048 else 1024
+    block_k = 1024 if 2048 < size <= 4096 else 2048
     return LinearConfig(block_n, min(block_k, 1 << (size - 1).bit_length()), warps=4, stages=3)

@@ -22,20 +22,24 @@ def prefetch_share(pointer, bytes_total, program, programs):
         programs: into how many shares the stretch is divided.
     """
     if pointer is not None:
-        first, length = share_of_threads(bytes_total, program, programs, tl.extra.cuda.num_threads())
+        first, length = share_of_warps(bytes_total, program, programs, tl.extra.cuda.num_threads())
         _prefetch(pointer.to(tl.int64) + first, length)
 
 
 @triton.jit
-def share_of_threads(bytes_total, program, programs, threads: tl.constexpr):
-    """Divide a program's share of a stretch among its threads, in whole lines of the cache.
+def share_of_warps(bytes_total, program, programs, threads: tl.constexpr):
+    """Divide a program's share of a stretch among its warps, in whole lines of the cache.
+
+    The instruction takes its operands from registers that a warp has once, so that a warp whose threads ask for
+    different memory issues it 32 times, in a loop.
 
     Returns:
-        [threads] int64, the first byte of each thread, and [threads] int32, how many: a multiple of 16, 0 where
+        [threads] int64, the first byte of each thread's warp, and [threads] int32, how many: a multiple of 16, 0 where
         nothing is left.
     """
-    chunk = tl.cdiv(tl.cdiv(bytes_total, programs * threads), _GRAIN) * _GRAIN
-    first = (program * threads + tl.arange(0, threads)).to(tl.int64) * chunk
+    warps: tl.constexpr = threads // 32
+    chunk = tl.cdiv(tl.cdiv(bytes_total, programs * warps), _GRAIN) * _GRAIN
+    first = (program * warps + tl.arange(0, threads) // 32).to(tl.int64) * chunk
     # The end of the stretch may be so far behind that the difference needs 64 bits.
     length = tl.maximum(tl.minimum(chunk, bytes_total - first), 0) // 16 * 16
     return first, length.to(tl.int32)

@@ -251,32 +251,33 @@ def test_cuda_converts_float8_after_the_load(heads: tuple[int, int, int]) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pdl", [False, True])
-def test_a_captured_graph_follows_new_plans_and_lengths(pdl: bool) -> None:
+@pytest.mark.parametrize("most", [64, 100])
+def test_a_captured_graph_follows_new_plans_and_lengths(most: int, pdl: bool) -> None:
     shapes = [(40, 2, 3), (64, 8, 2), (1, 1, 1)]
     drawn = [grow(np.random.default_rng(6), 16, 16, rows, trees, 300, depth) for rows, trees, depth in shapes]
     # One storage for all: a forest's page ids are its own, so the largest holds each in turn.
     pages = max(forest.pages for forest in drawn)
     setups = [build(Forest(16, 16, f.tables, f.lengths, pages), (32, 4, 64), torch.bfloat16, "cuda") for f in drawn]
     storage = setups[0].storage.clone()
-    attention = TreeAttention(storage, 32, 64, 1 << 16, pdl=pdl)
-    query = torch.zeros(64, 32, 64, dtype=torch.bfloat16, device="cuda")
+    attention = TreeAttention(storage, 32, most, 1 << 16, pdl=pdl)
+    query = torch.zeros(most, 32, 64, dtype=torch.bfloat16, device="cuda")
     out = torch.empty_like(query)
-    attention.decode(1, query, out, 64)
+    attention.decode(1, query, out, most)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        attention.decode(1, query, out, 64)
+        attention.decode(1, query, out, most)
     for setup in setups:
         storage.copy_(setup.storage)
         rows = len(setup.query)
         query[:rows] = setup.query
-        attention.plan(setup.forest.tables, setup.forest.lengths, 16, rows=64)
+        attention.plan(setup.forest.tables, setup.forest.lengths, 16, rows=most)
         for grown in (0, 1, 16):
             lengths = setup.forest.lengths + grown
             attention.lengths[:rows] = torch.from_numpy(lengths)
             graph.replay()
             replayed = out.clone()
-            attention.decode(1, query, out, 64)
+            attention.decode(1, query, out, most)
             assert torch.equal(replayed, out)
             assert error(replayed[:rows], setup.expected(lengths)) < 1e-2
             assert (replayed[rows:] == 0).all()

@@ -183,3 +183,10 @@ def test_what_cannot_be_planned_is_refused(tables: list[np.ndarray], lengths: li
         plan_tree(tables, lengths, SHAPE, PlanLimits(8, 4))
     assert caught.value.field == field
     assert pickle.loads(pickle.dumps(caught.value)).field == field
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest", "programs"), [(1, 16_000, 2), (64, 4_160, 2), (64, 32_832, 3), (128, 576, 3), (256, 4_160, 3)]
+)
+def test_little_work_is_divided_among_fewer_programs(rows: int, longest: int, programs: int) -> None:
+    assert CostModel.of(64, rows, longest).programs_per_sm == programs

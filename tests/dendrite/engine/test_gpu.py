@@ -327,6 +327,15 @@ def some_node(engine: Engine) -> Node:
 # ---------------------------------------------------------------- how generations end
 
 
+def test_a_stream_s_first_token_comes_alone(decoder: Decoder) -> None:
+    with make_engine(decoder) as engine:
+        (kid,) = engine.prefill(prompt(30)).fork()
+        stream = engine.stream(kid, max_tokens=20)
+        next(stream)
+        assert len(kid.tokens) == 1
+        assert len(list(stream)) == 19
+
+
 def test_a_stop_id_ends_a_generation_within_a_burst(decoder: Decoder, oracle: Decoder) -> None:
     with make_engine(decoder, debug_checks=True) as engine:
         root = engine.prefill(prompt(90))

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from dendrite.kernels.prefetch import prefetch_share, share_of_threads
+from dendrite.kernels.prefetch import prefetch_share, share_of_warps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @triton.jit
 def shares_kernel(first_out, length_out, total, threads: tl.constexpr):
     program = tl.program_id(0)
-    first, length = share_of_threads(total, program, tl.num_programs(0), threads)
+    first, length = share_of_warps(total, program, tl.num_programs(0), threads)
     at = program * threads + tl.arange(0, threads)
     tl.store(first_out + at, first)
     tl.store(length_out + at, length)
@@ -27,12 +27,14 @@ def shares_kernel(first_out, length_out, total, threads: tl.constexpr):
 @settings(max_examples=15)
 @given(total=st.integers(1, 200_000), programs=st.integers(1, 9))
 def test_the_shares_cover_the_stretch_and_nothing_else(total: int, programs: int) -> None:
-    threads = 32
+    threads = 64
     first = torch.full((programs * threads,), -1, dtype=torch.int64, device=DEVICE)
     length = torch.full_like(first, -1, dtype=torch.int32)
     shares_kernel[(programs,)](first, length, total, threads)
+    for whole in (first, length):  # the threads of a warp ask for the same
+        assert torch.equal(whole.view(-1, 32), whole[::32].unsqueeze(1).expand(-1, 32))
     end = 0
-    for begin, size in zip(first.tolist(), length.tolist(), strict=True):
+    for begin, size in zip(first[::32].tolist(), length[::32].tolist(), strict=True):
         assert size % 16 == 0
         if size > 0:
             assert begin == end
