@@ -73,7 +73,7 @@ VARIANTS = {"beam_logprob": "beam", "mcts_uct": "mcts"}
 """Searches that are another's algorithm with other settings."""
 SEARCHES = tuple(sorted([*ALGORITHMS, *VARIANTS]))
 BUDGETS = (256, 512, 1024, 2048)
-SECONDS = (0.5,)
+SECONDS = (0.25,)
 PARALLEL = 16
 """Expansions in flight at equal time."""
 

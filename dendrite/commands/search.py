@@ -13,13 +13,17 @@ from dendrite.commands.running import Job, Place, run_job
 from dendrite.errors import InvalidArgument
 from dendrite.search.budget import Budget
 from dendrite.search.run import ALGORITHMS, DEFAULT_BUDGET, parse_algorithm
-from dendrite.search.tasks.custom import load_tasks, read_prompts
+from dendrite.search.task import Task
+from dendrite.search.tasks.custom import PromptError, read_prompts
+from dendrite.search.tasks.kinds import KINDS, tasks_of
 from dendrite.search.values import ValueName, value_source
 
 
 def search(
     prompts: Annotated[Path, typer.Argument(help="JSONL file with a problem on each line.")],
-    task: Annotated[Path, typer.Option(help="Python file with a Task, or a function reward(prompt, text).")],
+    task: Annotated[
+        str, typer.Option(help=f"Python file with a Task or a function reward(prompt, text), or {', '.join(KINDS)}.")
+    ],
     algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(ALGORITHMS)}.")] = "mcts",
     option: Annotated[
         list[str] | None, typer.Option(help="A setting of the algorithm, such as in_flight=16; may be repeated.")
@@ -56,9 +60,7 @@ def search(
     The Python file judges texts: `reward(prompt, text)` gives a number from 0 to 1. A line of the prompts' file has a
     `prompt`, and the other fields that the function has parameters for.
     """
-    tasks = load_tasks(task, read_prompts(prompts))
-    if not tasks:
-        raise InvalidArgument("prompts", str(prompts), "must hold at least one problem")
+    tasks = load_problems(task, prompts)
     options = _options(option or ())
     parse_algorithm(algorithm, options)
     source = value_source(cast(ValueName, values))
@@ -69,7 +71,24 @@ def search(
         limits["tokens"] = DEFAULT_BUDGET.tokens
     budget = Budget(**limits, kv_bytes=_bytes(kv_mib))  # type: ignore[arg-type]
     job = Job(tasks, algorithm, budget, seed, concurrency, options, source, oracle, traces, resume)
-    run_job(job, Place(model, workers, local), out, kind="search", title=task.stem, as_json=as_json)
+    run_job(job, Place(model, workers, local), out, kind="search", title=Path(task).stem, as_json=as_json)
+
+
+def load_problems(task: str, prompts: Path) -> list[Task]:
+    """The problems of a JSONL file, of a built-in kind or judged by a Python file.
+
+    Raises:
+        InvalidArgument: There is no such kind of task, or no problem.
+        PromptError: The file can't be read, or a line does not fit.
+        TaskFileError: The Python file can't be used.
+    """
+    try:
+        tasks = tasks_of(task, read_prompts(prompts))
+    except PromptError as error:
+        raise PromptError(str(prompts), error.line, error.reason) from error
+    if not tasks:
+        raise InvalidArgument("prompts", str(prompts), "must hold at least one problem")
+    return tasks
 
 
 def _bytes(mib: float | None) -> int | None:

@@ -101,4 +101,18 @@ def test_wrong_files_are_one_line(folder: Path) -> None:
     assert result.exit_code == 1
     assert "my_task.py" in result.stderr
     (folder / "prompts.jsonl").write_text("")
-    assert run("--local").exit_code in (1, 2)
+    (folder / "my_task.py").write_text(REWARD)
+    result = run("--local")
+    assert (result.exit_code, "at least one problem" in result.stderr) == (2, True)
+
+
+def test_built_in_tasks_need_no_file(folder: Path) -> None:
+    (folder / "games.jsonl").write_text('{"numbers": [2, 3, 7, 12]}\n{"numbers": [1, 2, 3, 4]}\n')
+    command = ["search", "games.jsonl", "--task", "game24", "--local", "--budget-tokens", "60", "--out", "out.jsonl"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    assert [line["task"] for line in lines(folder / "out.jsonl")] == ["game24 2 3 7 12", "game24 1 2 3 4"]
+    (folder / "games.jsonl").write_text('{"numbers": [2, 3, 7, 12]}\n{"numbers": [1, 2, 3]}\n')
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "games.jsonl, line 2: numbers=" in result.stderr
