@@ -190,9 +190,7 @@ class Flights(Generic[Owner]):
 
     def _land(self, call: int, expansion: Expansion, **batch: Any) -> Landing[Owner]:
         flight, session = self._flights.pop(call), self._session
-        session.meter.settle(
-            flight.grant, sum(len(branch.tokens) for branch in expansion.branches), expansion.reward_calls
-        )
+        session.meter.settle(flight.grant, expansion.tokens, expansion.reward_calls)
         thoughts = session.take(flight.parent, expansion, call=call, **batch)
         session.emit(ExpansionDone(session.meter.expansions, session.meter.tokens))
         return Landing(flight.owner, flight.grant.children, thoughts)

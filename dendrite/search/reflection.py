@@ -114,7 +114,7 @@ class Reflecting(Session):
         except ContextOverflow:
             return Expansion()
         held = tuple(replace(branch, pages=branch.pages + asked.pages) for branch in branches)
-        return Expansion(held, tuple(branch.value for branch in branches))
+        return Expansion(tuple(self.judge(parent, branch, branch.value) for branch in held))
 
     def next_call(self) -> int:
         """Number an expansion among all those of the search."""

@@ -20,14 +20,14 @@ from dendrite.search.values import Candidate
 
 @dataclass(frozen=True, slots=True)
 class _Recorded(Task):
-    """A task that judges only the texts on record, as they were judged then."""
+    """What is on record of a task. How a thought was judged is on record with the thought."""
 
     title: str
     question: str
     bounds: Split
     depth: int
     answers_known: bool
-    ends: frozenset[str]
+    over: bool
     rewards: dict[str, float]
     answers: dict[str, str | None]
 
@@ -52,7 +52,7 @@ class _Recorded(Task):
         return self.answers_known
 
     def is_terminal(self, text: str) -> bool:
-        return text in self.ends
+        return not text and self.over
 
     def reward(self, text: str) -> float:
         return self.rewards.get(text, 0.0)
@@ -64,31 +64,24 @@ class _Recorded(Task):
 def _task(path: Path, events: Sequence[Event]) -> _Recorded:
     said = events[0]["task"]
     texts: dict[int, str] = {}
-    ends: set[str] = set()
     rewards: dict[str, float] = {}
     answers: dict[str, str | None] = {}
     for event in events:
         if event["event"] == "root":
             texts[event["node"]] = ""
-            judged = [event]
-        else:
-            judged = event["children"] if event["event"] == "children" else []
-        for each in judged:
-            text = texts[each["node"]] = texts.get(event["node"], "") + each.get("text", "")
-            if each["ended"]:
-                ends.add(text)
-                rewards[text] = each["reward"] or 0.0
-                answers[text] = each.get("answer")
+        for child in event.get("children", ()):
+            text = texts[child["node"]] = texts[event["node"]] + child["text"]
+            if child["ended"]:
+                rewards[text], answers[text] = child["reward"] or 0.0, child.get("answer")
         if event["event"] == "result":
-            answers[event["text"]] = event["answer"]
-            rewards[event["text"]] = event["reward"]
+            rewards[event["text"]], answers[event["text"]] = event["reward"], event["answer"]
     return _Recorded(
         title=said["name"],
         question=said["prompt"],
         bounds=Split(said["max_tokens"], tuple(said["stop"])),
         depth=said["max_depth"],
         answers_known=said["oracle"],
-        ends=frozenset(ends),
+        over=events[1]["ended"],
         rewards=rewards,
         answers=answers,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search.actions import append_actions
 from dendrite.search.backend import Backend, Branch, NodeRef
 from dendrite.search.budget import Budget, Meter, Rates
-from dendrite.search.expansion import Expansion
+from dendrite.search.expansion import Child, Expansion
 from dendrite.search.holdings import Holdings
 from dendrite.search.task import Task
 from dendrite.search.thought import Thought
@@ -161,16 +161,16 @@ class Session:
 
     def take(self, parent: Thought, expansion: Expansion, **fields: Any) -> list[Thought]:
         """Make thoughts of what an expansion of `parent` has returned, and note them; `fields` say which one it was."""
-        made = zip(expansion.branches, expansion.values, strict=True)
-        thoughts = [self.judge(parent, branch, value) for branch, value in made]
+        thoughts = [self._think(parent, child) for child in expansion.children]
         if self.trace.writing:
-            children = [self._child(*each) for each in zip(thoughts, expansion.branches, strict=True)]
+            told = [self._told(*each) for each in zip(thoughts, expansion.children, strict=True)]
             calls = expansion.reward_calls
-            self.trace.write("children", node=parent.id, reward_calls=calls, children=children, **fields)
+            self.trace.write("children", node=parent.id, reward_calls=calls, children=told, **fields)
         return thoughts
 
-    def _child(self, thought: Thought, branch: Branch) -> dict[str, Any]:
+    def _told(self, thought: Thought, child: Child) -> dict[str, Any]:
         """A new child as it stands in the trace."""
+        branch = child.branch
         return {
             "node": thought.id,
             "text": thought.step,
@@ -185,26 +185,28 @@ class Session:
             "worker": branch.worker,
         }
 
-    def judge(self, parent: Thought, branch: Branch, value: float | None) -> Thought:
-        """Make a thought of a branch of `parent`, with the task's reward if its path has ended."""
+    def judge(self, parent: Thought, branch: Branch, value: float | None) -> Child:
+        """Judge a new child of `parent`: whether its path has ended, and the task's reward if it has."""
         text = parent.text + branch.text
-        depth = parent.depth + 1
-        ended = self._has_ended(text, depth, branch)
-        reward = self.task.reward(text) if ended and self._sees_rewards else None
-        if ended:
-            self.emit(TerminalFound(text, reward))
+        ended = self._has_ended(text, parent.depth + 1, branch)
+        return Child(branch, value, self.task.reward(text) if ended and self._sees_rewards else None, ended)
+
+    def _think(self, parent: Thought, child: Child) -> Thought:
+        branch = child.branch
         thought = Thought(
             id=self._next_thought(),
-            text=text,
+            text=parent.text + branch.text,
             step=branch.text,
-            depth=depth,
+            depth=parent.depth + 1,
             tokens=branch.tokens,
             logprobs=branch.logprobs,
-            value=value,
-            reward=reward,
-            ended=ended,
+            value=child.value,
+            reward=child.reward,
+            ended=child.ended,
             parent=parent,
         )
+        if thought.ended:
+            self.emit(TerminalFound(thought.text, thought.reward))
         self._holdings.child(thought.id, parent.id, branch.node, branch.pages)
         self._note_kv()
         return thought
@@ -241,28 +243,23 @@ class Session:
                 branches = await append_actions(self.backend, node, actions, n, params, self.task.split)
         except ContextOverflow:
             return Expansion()
-        candidates = [Candidate(parent, branch, parent.text + branch.text) for branch in branches]
-        unknown = [each for each in candidates if not self._is_rewarded(each)]
+        children = [self.judge(parent, branch, branch.value) for branch in branches]
+        unknown = [child for child in children if child.reward is None]
+        calls = len(unknown) if self.values.counted else 0
         try:
-            values = dict(zip(unknown, await valued(self.values, self.task, self.backend, unknown), strict=True))
+            candidates = [Candidate(parent, each.branch, parent.text + each.branch.text) for each in unknown]
+            values = dict(zip(unknown, await valued(self.values, self.task, self.backend, candidates), strict=True))
         except BaseException:
-            self.abandon(Expansion(tuple(branches), reward_calls=len(unknown) if self.values.counted else 0))
+            self.abandon(Expansion(tuple(children), calls))
             await self.flush()
             raise
-        return Expansion(
-            tuple(branches),
-            tuple(values.get(each, each.branch.value) for each in candidates),
-            len(unknown) if self.values.counted else 0,
-        )
+        judged = (replace(child, value=values.get(child, child.value)) for child in children)
+        return Expansion(tuple(judged), calls)
 
     def abandon(self, expansion: Expansion) -> None:
         """Give up what has come of an expansion that nobody waits for any more; what was asked about it was spent."""
         self.meter.reward_calls += expansion.reward_calls
-        self._discarded.extend(branch.node for branch in expansion.branches)
-
-    def _is_rewarded(self, candidate: Candidate) -> bool:
-        """Whether the task judges a new child itself, so that no value need be found."""
-        return self._sees_rewards and self._has_ended(candidate.text, candidate.parent.depth + 1, candidate.branch)
+        self._discarded.extend(child.branch.node for child in expansion.children)
 
     async def _node(self, thought: Thought) -> NodeRef:
         """The node of a thought; rebuilt from its tokens if it is from the record of an earlier run."""

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from dendrite.errors import InvalidArgument, TraceEnded, TraceError
 from dendrite.search.backend import Branch
-from dendrite.search.expansion import Expansion
+from dendrite.search.expansion import Child, Expansion
 from dendrite.search.trace_events import SCHEMA
 
 Event = dict[str, Any]
@@ -92,22 +92,21 @@ class Record:
 
 
 def _expansion(event: Event) -> Expansion:
-    children = event["children"]
-    values = tuple(child["value"] for child in children)
-    return Expansion(tuple(map(_branch, children)), values, event["reward_calls"])
+    return Expansion(tuple(map(_child, event["children"])), event["reward_calls"])
 
 
-def _branch(child: Event) -> Branch:
-    return Branch(
+def _child(told: Event) -> Child:
+    branch = Branch(
         node=None,
-        tokens=tuple(child["tokens"]),
-        text=child["text"],
-        logprobs=tuple(child["logprobs"]),
-        value=child["value"],
-        finish_reason=child["finish_reason"],
-        pages=child["pages"],
-        worker=child["worker"],
+        tokens=tuple(told["tokens"]),
+        text=told["text"],
+        logprobs=tuple(told["logprobs"]),
+        value=told["value"],
+        finish_reason=told["finish_reason"],
+        pages=told["pages"],
+        worker=told["worker"],
     )
+    return Child(branch, told["value"], told["reward"], told["ended"])
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Event]]:

@@ -7,6 +7,7 @@ import pytest
 from dendrite.errors import ContextOverflow
 from dendrite.search.backend import Branch
 from dendrite.search.budget import Budget
+from dendrite.search.expansion import Expansion
 from dendrite.search.flights import Flights
 from dendrite.search.session import ExpansionDone, SearchEvent, Session, TerminalFound
 from dendrite.search.thought import Thought
@@ -18,7 +19,8 @@ def branch(text: str, finish_reason: str = "stop") -> Branch:
 
 
 def judged(session: Session, parent: Thought, branch: Branch) -> Thought:
-    return session.judge(parent, branch, branch.value)
+    [thought] = session.take(parent, Expansion((session.judge(parent, branch, branch.value),)))
+    return thought
 
 
 async def opened(
