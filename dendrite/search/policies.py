@@ -113,7 +113,7 @@ class UctPolicy(Descent):
 
     A node of N visits may have ceil(k N^alpha) children that are not closed; only then does the search pass through.
     Priors are divided by their sum over the siblings. `c`, the weight of exploration, is by default the square root of
-    2 for UCT and 0.5 for PUCT.
+    2 for UCT and 1.5 for PUCT.
 
     Raises:
         InvalidArgument: `c` is negative, `widening_k` not positive, or `widening_alpha` not in [0, 1].
