@@ -20,6 +20,8 @@ from dendrite.engine.engine import Engine
 from dendrite.jobs import as_solved
 from dendrite.search import Budget, SearchResult, Task, run_search_async
 
+KV_TOKENS = 1 << 18
+"""Room for the trees of all problems at once, so that nothing is computed twice."""
 Z95 = 1.959964
 """Normal quantile of a two-sided interval of 95 %."""
 
@@ -103,7 +105,7 @@ def measure(
     Raises:
         RuntimeError: a search failed, computed a token twice, or left KV behind.
     """
-    with Engine.from_pretrained(model, device="cpu") as engine:
+    with Engine.from_pretrained(model, device="cpu", kv_tokens=KV_TOKENS) as engine:
         runs = [asyncio.run(_solve(engine, tasks, search, budget, seed, concurrency)) for seed in seeds]
         stats = engine.stats()
     if stats.recomputed_tokens or stats.pages_held:
