@@ -38,8 +38,8 @@ from dendrite.model.folder import resolve
 from dendrite.search import ALGORITHMS, Budget, Task
 from dendrite.search.tasks import countdown, game24
 
-STEP_TOKENS = 13
-"""Tokens of a thought of these problems, about."""
+STEP_TOKENS = 16
+"""Tokens of a thought of these problems, or some more: a level that the budget cuts short is lost."""
 DEPTH = 3
 """Thoughts of a path."""
 
