@@ -47,7 +47,7 @@ DEPTH = 3
 def _width(budget: int, branches: int) -> int:
     """How many paths a level may keep, each with so many children, for about `budget` tokens in all."""
     levels = budget / (STEP_TOKENS * branches)
-    return max(1, round((levels - 1) / (DEPTH - 1)))
+    return max(1, int((levels - 1) / (DEPTH - 1)))
 
 
 def _samples(budget: int) -> int:
