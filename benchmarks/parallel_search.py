@@ -110,7 +110,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What expansions in flight cost and gain.")
     parser.add_argument("--model", default="countdown", help="a packaged model, or a Hugging Face folder")
-    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--expansions", type=int, default=64, help="of a search")
     parser.add_argument("--seeds", type=int, default=1)

@@ -59,7 +59,7 @@ def _samples(budget: int) -> int:
 SCALED: dict[str, Callable[[int], dict[str, Any]]] = {
     "beam": lambda budget: {"width": _width(budget, 4), "branches": 4},
     "beam_logprob": lambda budget: {"width": _width(budget, 4), "branches": 4, "score": "logprob"},
-    "dvts": lambda budget: {"subtrees": max(1, _samples(budget) // 4), "branches": 4},
+    "dvts": lambda budget: {"subtrees": max(1, budget // 256), "branches": 4},
     "rebase": lambda budget: {"width": max(1, _samples(budget) * 2 // 3)},
     "particle_filter": lambda budget: {"n": _samples(budget)},
     "self_consistency": lambda budget: {"n": _samples(budget)},
