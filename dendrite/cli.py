@@ -9,6 +9,7 @@ import typer
 import dendrite
 from dendrite.commands.bench import bench
 from dendrite.commands.group import INTERRUPTED, Commands
+from dendrite.commands.job import app as job
 from dendrite.commands.search import search
 from dendrite.commands.solve import solve
 from dendrite.commands.traces import export, replay, view
@@ -35,6 +36,7 @@ def main(
 
 for command in (solve, search, replay, view, export):
     app.command()(command)
+app.add_typer(job, name="job")
 app.command(
     # What follows the name is the benchmark's own, `--help` included.
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -19,6 +19,7 @@ EXPECTED = {
     "search.py": "expansions",
     "cluster.py": "solved",
     "ask_tell.py": "nodes; from",
+    "job.py": "6 problems have one result each",
 }
 
 

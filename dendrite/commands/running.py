@@ -69,8 +69,8 @@ def run_job(job: Job, place: Place, out: Path | None, *, kind: str, title: str, 
     console = Console()
     try:
         with OutcomeFile(path) as file, contextlib.ExitStack() as stack:
-            with _waiting(console, as_json):
-                solver = stack.enter_context(_solver(place))
+            with waiting(console, as_json):
+                solver = stack.enter_context(open_solver(place))
             summary = asyncio.run(_run(job, solver, file, _reporter(console, len(job.tasks), as_json)))
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the problems that had ended are in {path}", err=True)
@@ -91,14 +91,16 @@ def _reporter(console: Console, problem_count: int, as_json: bool) -> Reporter:
     return (LiveReporter if console.is_terminal else PlainReporter)(console, problem_count)
 
 
-def _waiting(console: Console, as_json: bool) -> AbstractContextManager[object]:
+def waiting(console: Console, as_json: bool) -> AbstractContextManager[object]:
+    """Show on a terminal that something is being started."""
     if as_json or not console.is_terminal:
         return contextlib.nullcontext()
     return console.status("starting, and loading the model")
 
 
 @contextmanager
-def _solver(place: Place) -> Iterator[Solver]:
+def open_solver(place: Place) -> Iterator[Solver]:
+    """What solves problems there, while the context lasts."""
     if place.local:
         # Torch's threads would else spin at every barrier, and on busy cores slow one another down several times.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

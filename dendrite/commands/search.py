@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
+from dendrite.commands.problems import load_problems, parse_budget, parse_options
 from dendrite.commands.running import Job, Place, run_job
 from dendrite.errors import InvalidArgument
-from dendrite.search.budget import Budget
-from dendrite.search.run import ALGORITHMS, DEFAULT_BUDGET, parse_algorithm
-from dendrite.search.task import Task
-from dendrite.search.tasks.custom import PromptError, read_prompts
-from dendrite.search.tasks.kinds import KINDS, tasks_of
+from dendrite.search.run import ALGORITHMS, parse_algorithm
+from dendrite.search.tasks.kinds import KINDS
 from dendrite.search.values import ValueName, value_source
 
 
@@ -60,54 +56,12 @@ def search(
     The Python file judges texts: `reward(prompt, text)` gives a number from 0 to 1. A line of the prompts' file has a
     `prompt`, and the other fields that the function has parameters for.
     """
-    tasks = load_problems(task, prompts)
-    options = _options(option or ())
+    tasks = load_problems(prompts, task, None, seed).tasks
+    options = parse_options(option or ())
     parse_algorithm(algorithm, options)
     source = value_source(cast(ValueName, values))
     if resume and traces is None:
         raise InvalidArgument("resume", resume, "needs the folder of --traces to go on from")
-    limits = {"tokens": budget_tokens, "seconds": seconds, "expansions": expansions, "reward_calls": reward_calls}
-    if all(limit is None for limit in limits.values()):
-        limits["tokens"] = DEFAULT_BUDGET.tokens
-    budget = Budget(**limits, kv_bytes=_bytes(kv_mib))  # type: ignore[arg-type]
+    budget = parse_budget(budget_tokens, seconds, expansions, reward_calls, kv_mib)
     job = Job(tasks, algorithm, budget, seed, concurrency, options, source, oracle, traces, resume)
     run_job(job, Place(model, workers, local), out, kind="search", title=Path(task).stem, as_json=as_json)
-
-
-def load_problems(task: str, prompts: Path) -> list[Task]:
-    """The problems of a JSONL file, of a built-in kind or judged by a Python file.
-
-    Raises:
-        InvalidArgument: There is no such kind of task, or no problem.
-        PromptError: The file can't be read, or a line does not fit.
-        TaskFileError: The Python file can't be used.
-    """
-    try:
-        tasks = tasks_of(task, read_prompts(prompts))
-    except PromptError as error:
-        raise PromptError(str(prompts), error.line, error.reason) from error
-    if not tasks:
-        raise InvalidArgument("prompts", str(prompts), "must hold at least one problem")
-    return tasks
-
-
-def _bytes(mib: float | None) -> int | None:
-    if mib is None:
-        return None
-    if not mib > 0:
-        raise InvalidArgument("kv_mib", mib, "must be a positive number")
-    return int(mib * (1 << 20))
-
-
-def _options(given: Sequence[str]) -> dict[str, Any]:
-    """The algorithm's settings, of texts such as in_flight=16; what is no JSON is taken as a text."""
-    options: dict[str, Any] = {}
-    for text in given:
-        name, found, value = text.partition("=")
-        if not found or not name:
-            raise InvalidArgument("option", text, "must be NAME=VALUE, such as in_flight=16")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            options[name.replace("-", "_")] = value
-    return options
