@@ -135,7 +135,7 @@ def main() -> None:
             show([point], console)
         points.append(point)
     show(points, console)
-    if arguments.split != "test" or arguments.search or not (arguments.budgets and arguments.seconds):
+    if arguments.split != "test" or arguments.search or not arguments.budgets:
         return
     metrics = summary(points)
     for name, value in metrics.items():
