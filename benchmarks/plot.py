@@ -80,9 +80,9 @@ def _label_ends(panel: Axes, points: dict[str, list[dict[str, Any]]]) -> None:
     ends = sorted(
         (curve[-1]["solved"] / curve[-1]["problems"], curve[-1]["tokens"], name) for name, curve in points.items()
     )
-    at = -1.0
-    for rate, tokens, name in ends:
-        at = max(rate, at + 0.034)
+    at = 2.0
+    for rate, tokens, name in reversed(ends):
+        at = min(rate, at - 0.034)
         colour, weight = HIGHLIGHTED.get(name, _INK), "bold" if name in HIGHLIGHTED else "normal"
         panel.annotate(
             name.replace("_", " "),

@@ -68,29 +68,58 @@ def decode_block() -> str:
 
 
 def search_block() -> str:
-    """What each algorithm solves within a budget of generated tokens, and what that takes."""
+    """What each search solves of Countdown, at equal tokens and at equal time."""
     result = _load("search-cpu-countdown")
-    names = {"mcts": "MCTS", "best_of_n": "best of n", "greedy": "greedy decoding"}
-    rows = [
-        (
-            names[point["algorithm"]],
-            f"{point['budget']:,}",
-            f"{point['solved'] / point['problems']:.1%}",
-            f"{point['low']:.0%} – {point['high']:.0%}",
-            _short(point["tokens"]),
-        )
-        for point in result["raw"]["points"]
-    ]
-    header = (
-        f"{result['raw']['problems']} held-out Countdown problems",
-        "most tokens",
-        "solved",
-        "95 % interval",
-        "tokens spent, mean",
-    )
     ratio = _short(result["metrics"]["search.mcts.token_ratio"])
     note = f"At the highest solve rate that both reach, MCTS generates {ratio} times the tokens of best of n."
-    return _with_source(f"{_table(header, rows)}\n\n{note}", result)
+    return _with_source(f"{_search_table(result, 'held-out Countdown problems')}\n\n{note}", result)
+
+
+def game24_block() -> str:
+    """The same for the Game of 24."""
+    result = _load("search-cpu-game24")
+    return _with_source(_search_table(result, "puzzles of the Game of 24"), result)
+
+
+def _search_table(result: dict[str, Any], problems: str) -> str:
+    """A row a search, the best at the largest token budget first; a column a budget."""
+    points: dict[str, dict[str, dict[str, Any]]] = {}
+    for point in result["raw"]["points"]:
+        [(kind, limit)] = point["budget"].items()
+        points.setdefault(point["search"], {})[f"{limit:,} {kind}"] = point
+    budgets = list(next(iter(points.values())))
+    largest = [budget for budget in budgets if budget.endswith("tokens")][-1]
+    ranked = sorted(points, key=lambda name: -points[name][largest]["solved"])
+    rows = []
+    for name in ranked:
+        rates = [f"{points[name][budget]['solved'] / result['raw']['problems']:.1%}" for budget in budgets]
+        end = points[name][largest]
+        rows.append((f"`{name}`", *rates, f"{end['low']:.0%} – {end['high']:.0%}", _short(end["tokens"])))
+    header = (
+        f"{result['raw']['problems']} {problems}",
+        *budgets,
+        f"95 % interval at {largest}",
+        "tokens spent there, mean",
+    )
+    return _table(header, rows)
+
+
+def parallel_block() -> str:
+    """MCTS at the same number of expansions with more of them in flight: what it solves, and how fast it is."""
+    result = _load("parallel_search-cpu-countdown")
+    metrics, raw = result["metrics"], result["raw"]
+    names = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "not at all (naive)"}
+    rows = []
+    for in_flight in (1, 4, 16, 64):
+        points = {point["search"]: point for point in raw["points"]}
+        cells = [
+            f"{point['solved'] / point['problems']:.1%} ({point['low']:.0%} – {point['high']:.0%})"
+            for point in (points[f"{mode}.f{in_flight}"] for mode in names)
+        ]
+        rate, gain = metrics[f"parallel.f{in_flight}.expansions_s"], metrics[f"parallel.f{in_flight}.speedup"]
+        rows.append((str(in_flight), *cells, _short(rate), f"{gain:.1f}×"))
+    header = ("in flight", *(f"solved: {name}" for name in names.values()), "expansions/s", "gain")
+    return _with_source(_table(header, rows), result)
 
 
 def gpu_block() -> str:
@@ -142,6 +171,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fork": fork_block,
     "decode": decode_block,
     "search": search_block,
+    "game24": game24_block,
+    "parallel": parallel_block,
 }
 
 
