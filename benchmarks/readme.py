@@ -68,17 +68,11 @@ def decode_block() -> str:
 
 
 def search_block() -> str:
-    """What each search solves of Countdown, at equal tokens and at equal time."""
+    """What each search solves of Countdown at equal tokens."""
     result = _load("search-cpu-countdown")
     ratio = _short(result["metrics"]["search.mcts.token_ratio"])
     note = f"At the highest solve rate that both reach, MCTS generates {ratio} times the tokens of best of n."
     return _with_source(f"{_search_table(result, 'held-out Countdown problems')}\n\n{note}", result)
-
-
-def game24_block() -> str:
-    """The same for the Game of 24."""
-    result = _load("search-cpu-game24")
-    return _with_source(_search_table(result, "puzzles of the Game of 24"), result)
 
 
 def _search_table(result: dict[str, Any], problems: str) -> str:
@@ -102,24 +96,6 @@ def _search_table(result: dict[str, Any], problems: str) -> str:
         "tokens spent there, mean",
     )
     return _table(header, rows)
-
-
-def parallel_block() -> str:
-    """MCTS at the same number of expansions with more of them in flight: what it solves, and how fast it is."""
-    result = _load("parallel_search-cpu-countdown")
-    metrics, raw = result["metrics"], result["raw"]
-    names = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "not at all (naive)"}
-    rows = []
-    for in_flight in (1, 4, 16, 64):
-        points = {point["search"]: point for point in raw["points"]}
-        cells = [
-            f"{point['solved'] / point['problems']:.1%} ({point['low']:.0%} – {point['high']:.0%})"
-            for point in (points[f"{mode}.f{in_flight}"] for mode in names)
-        ]
-        rate, gain = metrics[f"parallel.f{in_flight}.expansions_s"], metrics[f"parallel.f{in_flight}.speedup"]
-        rows.append((str(in_flight), *cells, _short(rate), f"{gain:.1f}×"))
-    header = ("in flight", *(f"solved: {name}" for name in names.values()), "expansions/s", "gain")
-    return _with_source(_table(header, rows), result)
 
 
 def gpu_block() -> str:
@@ -171,8 +147,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fork": fork_block,
     "decode": decode_block,
     "search": search_block,
-    "game24": game24_block,
-    "parallel": parallel_block,
 }
 
 
