@@ -98,6 +98,24 @@ def _search_table(result: dict[str, Any], problems: str) -> str:
     return _table(header, rows)
 
 
+def parallel_block() -> str:
+    """MCTS at the same number of expansions with more of them in flight: what it solves, and how fast it is."""
+    result = _load("parallel_search-cpu-countdown")
+    metrics, raw = result["metrics"], result["raw"]
+    names = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "not at all (naive)"}
+    rows = []
+    for in_flight in (1, 4, 16, 64):
+        points = {point["search"]: point for point in raw["points"]}
+        cells = [
+            f"{point['solved'] / point['problems']:.1%} ({point['low']:.0%} – {point['high']:.0%})"
+            for point in (points[f"{mode}.f{in_flight}"] for mode in names)
+        ]
+        rate, gain = metrics[f"parallel.f{in_flight}.expansions_s"], metrics[f"parallel.f{in_flight}.speedup"]
+        rows.append((str(in_flight), *cells, _short(rate), f"{gain:.1f}×"))
+    header = ("in flight", *(f"solved: {name}" for name in names.values()), "expansions/s", "gain")
+    return _with_source(_table(header, rows), result)
+
+
 def gpu_block() -> str:
     """The tree workloads on a GPU, beside vLLM's figures and transformers on the same weights in the same run."""
     small, large = _load("tree_workloads-h100-tinyllama"), _load("tree_workloads-h100-llama3-8b")
@@ -147,6 +165,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fork": fork_block,
     "decode": decode_block,
     "search": search_block,
+    "parallel": parallel_block,
 }
 
 
