@@ -49,7 +49,10 @@ def test_arguments_and_exit_code_are_passed_on(
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["flight"], ["name='flight'", "tree_workloads, attention, decode, fork, search, kernels"]), ([], ["'name'"])],
+    [
+        (["flight"], ["name='flight'", "tree_workloads, attention, decode, fork, search, parallel_search, kernels"]),
+        ([], ["'name'"]),
+    ],
 )
 def test_an_unknown_benchmark_is_one_line(arguments: list[str], named: list[str]) -> None:
     result = CliRunner().invoke(cli.app, ["bench", *arguments])
