@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 import dendrite
+from dendrite.commands import options
 from dendrite.commands.group import INTERRUPTED, Commands, fail
 from dendrite.commands.problems import DEFAULT_COUNT, Problems, load_problems, parse_budget, parse_options
 from dendrite.commands.running import Place, open_solver, waiting
@@ -26,7 +27,7 @@ from dendrite.job_progress import JobStatus, progress
 from dendrite.job_runner import Searches, SolverLost, run_job
 from dendrite.jobs import Solver
 from dendrite.search.budget import Budget
-from dendrite.search.run import ALGORITHMS, parse_algorithm
+from dendrite.search.run import parse_algorithm
 from dendrite.search.tasks import TASKS
 from dendrite.search.values import ValueName, value_source
 
@@ -56,26 +57,20 @@ def run(
     count: Annotated[
         int | None, typer.Option(min=1, max=100_000, help=f"How many problems to draw; {DEFAULT_COUNT} by default.")
     ] = None,
-    algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(ALGORITHMS)}.")] = "mcts",
-    option: Annotated[
-        list[str] | None, typer.Option(help="A setting of the algorithm, such as in_flight=16; may be repeated.")
-    ] = None,
-    values: Annotated[
-        str, typer.Option(help=f"What an unfinished thought is worth: {', '.join(get_args(ValueName))}.")
-    ] = "head",
-    oracle: Annotated[bool, typer.Option("--oracle", help="Show searches rewards that consult known answers.")] = False,
-    budget_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens to generate for a problem; 4096 if there is no other limit.")
-    ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Most seconds to spend on a problem.")] = None,
-    expansions: Annotated[int | None, typer.Option(min=1, help="Most expansions of a problem's tree.")] = None,
-    reward_calls: Annotated[int | None, typer.Option(min=1, help="Most texts that a judge is asked about.")] = None,
-    kv_mib: Annotated[float | None, typer.Option(help="Most KV that a problem's tree may hold, in MiB.")] = None,
+    algorithm: options.AlgorithmName = "mcts",
+    option: options.Settings = None,
+    values: options.ValuesName = "head",
+    oracle: options.Oracle = False,
+    budget_tokens: options.BudgetTokens = None,
+    seconds: options.Seconds = None,
+    expansions: options.Expansions = None,
+    reward_calls: options.RewardCalls = None,
+    kv_mib: options.KvMib = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the searches, and of drawn problems.")] = 0,
-    model: Annotated[str, typer.Option(help="A packaged model, or the path of a Hugging Face folder.")] = "countdown",
-    workers: Annotated[int, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster.")] = 2,
-    local: Annotated[bool, typer.Option("--local", help="Use one engine in this process, without Ray.")] = False,
-    concurrency: Annotated[int, typer.Option(min=1, max=4_096, help="Problems at a time.")] = 8,
+    model: options.Model = "countdown",
+    workers: options.Workers = 2,
+    local: options.Local = False,
+    concurrency: options.Concurrency = 8,
     attempts: Annotated[int, typer.Option(min=1, max=1_000, help="Tries before a problem counts as failed.")] = 3,
     checkpoint: Annotated[
         Checkpoint, typer.Option(help="What is kept when the job is ended: results, or searches under way too.")

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from dendrite.commands import options
 from dendrite.commands.running import Job, Place, run_job
 from dendrite.errors import InvalidArgument
 from dendrite.search.budget import Budget
-from dendrite.search.run import ALGORITHMS, DEFAULT_BUDGET, parse_algorithm
+from dendrite.search.run import DEFAULT_BUDGET, parse_algorithm
 from dendrite.search.task import Task
 from dendrite.search.tasks import TASKS, Countdown
 
@@ -23,21 +24,19 @@ def solve(
     ] = 20,
     numbers: Annotated[str | None, typer.Option(help="One Countdown problem: its numbers, such as 3,7,8,25.")] = None,
     target: Annotated[int | None, typer.Option(help="One Countdown problem: its target.")] = None,
-    algorithm: Annotated[str, typer.Option(help=f"One of {', '.join(ALGORITHMS)}.")] = "mcts",
-    model: Annotated[str, typer.Option(help="A packaged model, or the path of a Hugging Face folder.")] = "countdown",
-    workers: Annotated[int, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster.")] = 2,
-    local: Annotated[bool, typer.Option("--local", help="Use one engine in this process, without Ray.")] = False,
-    budget_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens to generate for a problem; 4096 if there is no other limit.")
-    ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Most seconds to spend on a problem.")] = None,
+    algorithm: options.AlgorithmName = "mcts",
+    model: options.Model = "countdown",
+    workers: options.Workers = 2,
+    local: options.Local = False,
+    budget_tokens: options.BudgetTokens = None,
+    seconds: options.Seconds = None,
     in_flight: Annotated[int | None, typer.Option(min=1, max=4_096, help="Expansions of one search at a time.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=4_096, help="Problems at a time.")] = 8,
+    concurrency: options.Concurrency = 8,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the problems and of the searches.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="JSONL file of results, replaced if there; runs/solve-<time>.jsonl by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only the summary, as a line of JSON.")] = False,
+    as_json: options.SummaryOnly = False,
 ) -> None:
     """Solve problems by search and write one line of JSON for each.
 
@@ -45,9 +44,9 @@ def solve(
     """
     tasks = _tasks(task, problem_count, numbers, target, seed)
     budget = DEFAULT_BUDGET if budget_tokens is None and seconds is None else Budget(budget_tokens, seconds)
-    options = {} if in_flight is None else {"in_flight": in_flight}
-    parse_algorithm(algorithm, options)
-    job = Job(tasks, algorithm, budget, seed, concurrency, options)
+    settings = {} if in_flight is None else {"in_flight": in_flight}
+    parse_algorithm(algorithm, settings)
+    job = Job(tasks, algorithm, budget, seed, concurrency, settings)
     run_job(job, Place(model, workers, local), out, kind="solve", title=task, as_json=as_json)
 
 

@@ -47,7 +47,6 @@ class Record:
     batches: deque[list[Recorded]] = field(default_factory=deque)
     prompts: dict[int, tuple[int, ...]] = field(default_factory=dict)
     size: int = 0
-    result: Event | None = None
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -87,8 +86,6 @@ class Record:
                 self.size = end
         elif kind == "resumed":
             waiting.clear()
-        elif kind == "result":
-            self.result = event
 
 
 def _expansion(event: Event) -> Expansion:
@@ -182,11 +179,6 @@ class Trace:
         if self._record is None or (root and not self.replaying):
             return None
         return self._record.prompts.get(root)
-
-    @property
-    def recorded_result(self) -> Event | None:
-        """The result on record, if the search had ended."""
-        return self._record.result if self._record is not None else None
 
     @property
     def elapsed(self) -> float:
