@@ -28,7 +28,7 @@ from dendrite.job_runner import Searches, SolverLost, run_job
 from dendrite.jobs import Solver
 from dendrite.search.budget import Budget
 from dendrite.search.run import parse_algorithm
-from dendrite.search.tasks import TASKS
+from dendrite.search.tasks.kinds import KINDS
 from dendrite.search.values import ValueName, value_source
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Search thousands of problems, one result for each.")
@@ -48,9 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only the status, as 
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(help="JSONL file of results; the job's other files lie beside it.")],
-    task: Annotated[
-        str, typer.Option(help=f"Python file with a Task or a function reward(prompt, text), or {', '.join(TASKS)}.")
-    ],
+    task: options.TaskFile,
     problems: Annotated[
         Path | None, typer.Argument(help="JSONL file with a problem on each line; without it problems are drawn.")
     ] = None,
@@ -92,7 +90,7 @@ def run(
         traces = out.with_name(out.name + ".traces")
     arguments = JobArguments(
         problems=_absolute(problems),
-        task=task if task in TASKS else str(Path(task).absolute()),
+        task=task if task in KINDS else str(Path(task).absolute()),
         count=DEFAULT_COUNT if problems is None and count is None else count,
         algorithm=algorithm,
         option=parse_options(option or ()),

@@ -100,6 +100,14 @@ def test_a_job_with_failures(folder: Path) -> None:
     assert sorted(path.name for path in folder.glob("o.*")) == ["o.jsonl", "o.jsonl.job.json"]
 
 
+def test_every_built_in_kind_can_be_a_job(folder: Path) -> None:
+    problem = {"schema": {"type": "integer"}, "instruction": "Numbers: 1 2. Target: 3."}
+    (folder / "forms.jsonl").write_text(json.dumps(problem) + "\n")
+    done = run("run", "forms.jsonl", "--task", "json_schema", "--out", "f.jsonl", "--local", "--budget-tokens", "20")
+    assert done.exit_code == 0, done.stderr
+    assert [line["index"] for line in lines(folder / "f.jsonl")] == [0]
+
+
 def test_changes_are_refused_by_name(folder: Path) -> None:
     write_problems(folder, set())
     assert run(*BEGIN, "--json").exit_code == 0
