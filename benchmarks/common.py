@@ -7,7 +7,9 @@ The format is one JSON object a file, `benchmarks/results/<benchmark>-<hardware>
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from typing import Any, TypedDict
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+ARCHIVED = ROOT / "benchmarks" / "archived_commit.txt"
+"""Git writes the commit there in an archive (`export-subst`)."""
 
 
 class Result(TypedDict):
@@ -87,12 +91,16 @@ def write_result(
 
 
 def commit() -> str:
-    """Short hash of the checkout's commit, with `-dirty` where the code measured differs from it."""
+    """Short hash of the checkout's commit, with `-dirty` where the code measured differs from it.
+
+    In a folder made by `git archive` it is the hash that Git has written there.
+    """
     try:
         short = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", "dendrite", "actors", "benchmarks/*.py")
     except (OSError, subprocess.SubprocessError):
-        return "0000000-dirty"  # not a checkout, so nothing says which code this is
+        archived = ARCHIVED.read_text().strip()
+        return "0000000-dirty" if archived.startswith("$") else archived[:12]  # else nothing says which code this is
     return f"{short}-dirty" if changed else short
 
 
@@ -102,9 +110,16 @@ def command(benchmark: str) -> str:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python, torch and `packages`, and the system they ran on."""
+    """Versions of Python, torch and `packages`, and the system and processor they ran on."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found |= {"processor": processor()}
     return found | {name: version(name) for name in ("torch", *packages)}
+
+
+def processor() -> str:
+    """The model of the CPU, as Linux names it, and how many this process may use."""
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{models[0] if models else platform.machine()} x {len(os.sched_getaffinity(0))}"
 
 
 def _git(*arguments: str) -> str:

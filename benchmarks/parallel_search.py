@@ -22,7 +22,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import spread, write_result
-from benchmarks.search_points import Point, Search, measure, show
+from benchmarks.search_points import Point, Search, show
+from benchmarks.search_pool import Job, measure_all
 from dendrite.engine.engine import Engine
 from dendrite.model.folder import resolve
 from dendrite.search import Budget, run_search
@@ -30,6 +31,7 @@ from dendrite.search.tasks import Countdown, countdown
 
 IN_FLIGHT = (1, 4, 16, 64)
 MODES = ("wu_uct", "virtual_loss", "none")
+PROBLEMS_AT_ONCE = 16
 HOPELESS = tuple(Countdown((3, 7, 8, 25), target) for target in (99, 863, 941))
 """Problems without a solution."""
 # One child an expansion, and room for it at every node, so that where an expansion goes is the search's choice alone.
@@ -39,14 +41,18 @@ SETTINGS: Mapping[str, Any] = {"children": 1, "selection": "uct", "widening_k": 
 def quality(arguments: argparse.Namespace, console: Console) -> list[Point]:
     """Solve rates at the same number of expansions."""
     tasks = countdown.problems(arguments.problems, 0, arguments.split)
-    points = []
-    for mode in MODES:
-        for in_flight in IN_FLIGHT:
-            search = Search(f"{mode}.f{in_flight}", "mcts", {**SETTINGS, "parallel": mode, "in_flight": in_flight})
-            budget = Budget(expansions=arguments.expansions)
-            points.append(measure(arguments.model, tasks, search, budget, range(arguments.seeds), 16))
-            show(points[-1:], console)
-    return points
+    searches = [
+        Search(f"{mode}.f{in_flight}", "mcts", {**SETTINGS, "parallel": mode, "in_flight": in_flight})
+        for mode in MODES
+        for in_flight in IN_FLIGHT
+    ]
+    budget, seeds = Budget(expansions=arguments.expansions), range(arguments.seeds)
+    jobs = [Job(arguments.model, tasks, search, budget, seeds, PROBLEMS_AT_ONCE) for search in searches]
+    points: dict[int, Point] = {}
+    for index, point in measure_all(jobs, arguments.processes):
+        points[index] = point
+        show([point], console)
+    return [points[index] for index in range(len(jobs))]
 
 
 def speed(arguments: argparse.Namespace) -> dict[int, list[float]]:
@@ -115,7 +121,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--expansions", type=int, default=64, help="of a search")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="searches timed")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=1, help="of the engine whose speed is measured")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="solve rates measured at a time")
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ more of a problem than its prompt and that rule.
 
 At equal tokens, searches whose width is a setting have it set so that they use the budget up (`_width`): a wider beam
 is how one spends more on a beam. Many problems share the engine's batch. At equal time a problem has the engine for
-itself, with 16 expansions in flight where the search has that setting.
+itself, with 16 expansions in flight where the search has that setting. Every engine has one thread and a core.
 
 `search.mcts.token_ratio` compares costs at the same quality. R is the highest solve rate that both MCTS and best-of-n
 reach, the lower of their rates at the largest budget. The cost of reaching R is the mean number of tokens a problem
@@ -29,11 +29,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmarks.common import write_result
-from benchmarks.search_points import Kept, Point, Search, cost_of, measure, show
+from benchmarks.search_points import Kept, Point, Search, cost_of, show
+from benchmarks.search_pool import Job, measure_all
 from dendrite.model.folder import resolve
 from dendrite.search import ALGORITHMS, Budget, Task
 from dendrite.search.tasks import countdown, game24
@@ -59,7 +59,7 @@ def _samples(budget: int) -> int:
 SCALED: dict[str, Callable[[int], dict[str, Any]]] = {
     "beam": lambda budget: {"width": _width(budget, 4), "branches": 4},
     "beam_logprob": lambda budget: {"width": _width(budget, 4), "branches": 4, "score": "logprob"},
-    "dvts": lambda budget: {"subtrees": max(1, budget // 256), "branches": 4},
+    "dvts": lambda budget: {"subtrees": max(1, budget // 320), "branches": 4},
     "rebase": lambda budget: {"width": max(1, _samples(budget) * 2 // 3)},
     "particle_filter": lambda budget: {"n": _samples(budget)},
     "self_consistency": lambda budget: {"n": _samples(budget)},
@@ -73,7 +73,7 @@ VARIANTS = {"beam_logprob": "beam", "mcts_uct": "mcts"}
 """Searches that are another's algorithm with other settings."""
 SEARCHES = tuple(sorted([*ALGORITHMS, *VARIANTS]))
 BUDGETS = (256, 512, 1024, 2048)
-SECONDS = (0.25,)
+SECONDS = (0.1, 0.25)
 PARALLEL = 16
 """Expansions in flight at equal time."""
 
@@ -118,22 +118,22 @@ def summary(points: Sequence[Point]) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write the result."""
     arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
     console = Console()
     tasks = _tasks(arguments)
     names = arguments.search or SEARCHES
-    wanted = [(at_tokens(name, budget), Budget(tokens=budget)) for name in names for budget in arguments.budgets]
-    wanted += [(at_seconds(name), Budget(seconds=seconds)) for seconds in arguments.seconds for name in names]
+    seeds, concurrency = range(arguments.seeds), arguments.concurrency
+    by_tokens = [
+        Job(arguments.model, tasks, at_tokens(name, tokens), Budget(tokens=tokens), seeds, concurrency)
+        for name in names
+        for tokens in arguments.budgets
+    ]
+    by_seconds = [
+        Job(arguments.model, tasks, at_seconds(name), Budget(seconds=seconds), seeds, 1)
+        for name in names
+        for seconds in arguments.seconds
+    ]
     kept = Kept(arguments.points)
-    points = []
-    for search, budget in wanted:
-        point = kept.find(search, budget)
-        if point is None:
-            concurrency = arguments.concurrency if budget.seconds is None else 1
-            point = measure(arguments.model, tasks, search, budget, range(arguments.seeds), concurrency)
-            kept.add(point)
-            show([point], console)
-        points.append(point)
+    points = [*_measured(by_tokens, kept, arguments, console), *_measured(by_seconds, kept, arguments, console)]
     show(points, console)
     if arguments.split != "test" or arguments.search or not arguments.budgets:
         return
@@ -155,6 +155,15 @@ def main() -> None:
     console.print(f"written to {path}")
 
 
+def _measured(jobs: Sequence[Job], kept: Kept, arguments: argparse.Namespace, console: Console) -> list[Point]:
+    """The points of `jobs` in their order; those that are kept are not measured again."""
+    missing = [job for job in jobs if kept.find(job.search, job.budget) is None]
+    for _, point in measure_all(missing, arguments.processes):
+        kept.add(point)
+        show([point], console)
+    return [point for job in jobs if (point := kept.find(job.search, job.budget)) is not None]
+
+
 def _tasks(arguments: argparse.Namespace) -> Sequence[Task]:
     if arguments.task == "game24":
         return game24.problems(arguments.problems, arguments.problem_seed)
@@ -174,7 +183,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=32, help="problems at a time, at equal tokens")
     parser.add_argument("--points", type=Path, help="JSONL file that keeps points; those there are not measured again")
     parser.add_argument("--search", action="append", choices=SEARCHES, help="only this; writes no result")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="points measured at once, a core each"
+    )
     return parser.parse_args()
 
 

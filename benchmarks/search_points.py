@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -142,7 +143,7 @@ async def _solve(
         return await run_search_async(task, backend, search.algorithm, budget, seed, **search.options)
 
     found: dict[int, SearchResult] = {}
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task(f"{search.name} {budget.to_dict()}", total=len(tasks))
         async for outcome in as_solved(tasks, solve, concurrency):
             if outcome.result is None:
