@@ -158,9 +158,9 @@ def main() -> None:
 def _measured(jobs: Sequence[Job], kept: Kept, arguments: argparse.Namespace, console: Console) -> list[Point]:
     """The points of `jobs` in their order; those that are kept are not measured again."""
     missing = [job for job in jobs if kept.find(job.search, job.budget) is None]
-    for _, point in measure_all(missing, arguments.processes):
-        kept.add(point)
-        show([point], console)
+    for _, measured in measure_all(missing, arguments.processes):
+        kept.add(measured)
+        show([measured], console)
     return [point for job in jobs if (point := kept.find(job.search, job.budget)) is not None]
 
 
