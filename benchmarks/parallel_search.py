@@ -4,7 +4,9 @@
 
 Quality: the solve rate at the same number of expansions with 1, 4, 16 and 64 of them in flight, by how visits in flight
 count: as WU-UCT has them, as losses (virtual loss), or not at all (naive). A search that sees nothing of what is in
-flight sends many expansions to the same place.
+flight sends many expansions to the same place, if there is room for them: that differs in the two settings. With a
+fixed fan-out a node may have 32 children at once. With progressive widening it has few until it has been visited,
+which by itself spreads what is in flight over the tree.
 
 Speed: expansions a second of one search on one problem after another that has no solution, so that each uses up its
 budget.
@@ -34,15 +36,19 @@ MODES = ("wu_uct", "virtual_loss", "none")
 PROBLEMS_AT_ONCE = 16
 HOPELESS = tuple(Countdown((3, 7, 8, 25), target) for target in (99, 863, 941))
 """Problems without a solution."""
-# One child an expansion, and room for it at every node, so that where an expansion goes is the search's choice alone.
-SETTINGS: Mapping[str, Any] = {"children": 1, "selection": "uct", "widening_k": 1.0, "widening_alpha": 0.5}
+# One child an expansion, so that where it goes is the search's choice alone.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "fixed": {"children": 1, "selection": "uct", "widening_k": 32.0, "widening_alpha": 0.0},
+    "widening": {"children": 1, "selection": "uct", "widening_k": 1.0, "widening_alpha": 0.5},
+}
 
 
 def quality(arguments: argparse.Namespace, console: Console) -> list[Point]:
     """Solve rates at the same number of expansions."""
     tasks = countdown.problems(arguments.problems, 0, arguments.split)
     searches = [
-        Search(f"{mode}.f{in_flight}", "mcts", {**SETTINGS, "parallel": mode, "in_flight": in_flight})
+        Search(f"{name}.{mode}.f{in_flight}", "mcts", {**settings, "parallel": mode, "in_flight": in_flight})
+        for name, settings in SETTINGS.items()
         for mode in MODES
         for in_flight in IN_FLIGHT
     ]
@@ -60,7 +66,7 @@ def speed(arguments: argparse.Namespace) -> dict[int, list[float]]:
     rates: dict[int, list[float]] = {}
     with Engine.from_pretrained(arguments.model, device="cpu") as engine:
         for in_flight in IN_FLIGHT:
-            runs = [_rate(engine, arguments.expansions, seed, in_flight) for seed in range(arguments.runs + 1)]
+            runs = [_rate(engine, arguments.timed_expansions, seed, in_flight) for seed in range(arguments.runs + 1)]
             rates[in_flight] = runs[1:]  # the first warms up
     return rates
 
@@ -68,7 +74,7 @@ def speed(arguments: argparse.Namespace) -> dict[int, list[float]]:
 def _rate(engine: Engine, expansions: int, seed: int, in_flight: int) -> float:
     task = HOPELESS[seed % len(HOPELESS)]
     budget = Budget(expansions=expansions)
-    result = run_search(task, engine, "mcts", budget, seed, in_flight=in_flight, **SETTINGS)
+    result = run_search(task, engine, "mcts", budget, seed, in_flight=in_flight, **SETTINGS["widening"])
     if result.expansions != expansions:
         raise RuntimeError(f"{task.name} ended after {result.expansions} expansions: {result.stop_reason}")
     return result.expansions / result.seconds
@@ -104,7 +110,7 @@ def main() -> None:
         raw={
             **vars(arguments),
             "model": resolve(arguments.model).name,
-            "settings": dict(SETTINGS),
+            "settings": {name: dict(settings) for name, settings in SETTINGS.items()},
             "points": [asdict(point) for point in points],
             "speed": {str(in_flight): spread(runs) for in_flight, runs in rates.items()},
         },
@@ -118,7 +124,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="countdown", help="a packaged model, or a Hugging Face folder")
     parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--expansions", type=int, default=64, help="of a search")
+    parser.add_argument("--expansions", type=int, default=1024, help="of a search whose solve rate is measured")
+    parser.add_argument("--timed-expansions", type=int, default=64, help="of a search whose speed is measured")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="searches timed")
     parser.add_argument("--threads", type=int, default=1, help="of the engine whose speed is measured")

@@ -75,6 +75,12 @@ def search_block() -> str:
     return _with_source(f"{_search_table(result, 'held-out Countdown problems')}\n\n{note}", result)
 
 
+def game24_block() -> str:
+    """What each search solves of the Game of 24."""
+    result = _load("search-cpu-game24")
+    return _with_source(_search_table(result, "puzzles of the Game of 24"), result)
+
+
 def _search_table(result: dict[str, Any], problems: str) -> str:
     """A row a search, the best at the largest token budget first; a column a budget."""
     points: dict[str, dict[str, dict[str, Any]]] = {}
@@ -101,19 +107,20 @@ def _search_table(result: dict[str, Any], problems: str) -> str:
 def parallel_block() -> str:
     """MCTS at the same number of expansions with more of them in flight: what it solves, and how fast it is."""
     result = _load("parallel_search-cpu-countdown")
-    metrics, raw = result["metrics"], result["raw"]
-    names = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "not at all (naive)"}
+    metrics, points = result["metrics"], {point["search"]: point for point in result["raw"]["points"]}
+    counts = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "naive"}
+    titles = {"fixed": "fixed fan-out", "widening": "progressive widening"}
     rows = []
     for in_flight in (1, 4, 16, 64):
-        points = {point["search"]: point for point in raw["points"]}
-        cells = [
-            f"{point['solved'] / point['problems']:.1%} ({point['low']:.0%} – {point['high']:.0%})"
-            for point in (points[f"{mode}.f{in_flight}"] for mode in names)
-        ]
+        cells = [_rate_of(points[f"{setting}.{mode}.f{in_flight}"]) for setting in titles for mode in counts]
         rate, gain = metrics[f"parallel.f{in_flight}.expansions_s"], metrics[f"parallel.f{in_flight}.speedup"]
         rows.append((str(in_flight), *cells, _short(rate), f"{gain:.1f}×"))
-    header = ("in flight", *(f"solved: {name}" for name in names.values()), "expansions/s", "gain")
-    return _with_source(_table(header, rows), result)
+    solved = [f"{title}: {count}" for title in titles.values() for count in counts.values()]
+    return _with_source(_table(("in flight", *solved, "expansions/s", "gain"), rows), result)
+
+
+def _rate_of(point: dict[str, Any]) -> str:
+    return f"{point['solved'] / point['problems']:.0%} ({point['low']:.0%} – {point['high']:.0%})"
 
 
 def gpu_block() -> str:
@@ -165,6 +172,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fork": fork_block,
     "decode": decode_block,
     "search": search_block,
+    "game24": game24_block,
     "parallel": parallel_block,
 }
 

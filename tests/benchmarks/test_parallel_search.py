@@ -32,12 +32,13 @@ def test_the_problems_have_no_solution(task: Countdown) -> None:
 
 
 def test_the_settings_are_the_algorithms() -> None:
-    for mode in MODES:
-        parse_algorithm("mcts", {**SETTINGS, "parallel": mode, "in_flight": IN_FLIGHT[-1]})
+    for settings in SETTINGS.values():
+        for mode in MODES:
+            parse_algorithm("mcts", {**settings, "parallel": mode, "in_flight": IN_FLIGHT[-1]})
 
 
 def test_the_metrics() -> None:
-    point = Point("none.f4", "mcts", {"expansions": 8}, {}, 10, 4, 0.1, 0.8, 9.0, 8.0, 0.1, 1.0, 1, 0, 0.5, ("",))
+    point = Point("fixed.none.f4", "mcts", {"expansions": 8}, {}, 10, 4, 0.1, 0.8, 9.0, 8.0, 0.1, 1.0, 1, 0, 0.5, ("",))
     metrics = summary([point], {1: [10.0, 12.0, 11.0], 4: [40.0, 33.0, 30.0]})
-    assert metrics["parallel.none.f4.solve_rate"] == 0.4
+    assert metrics["parallel.fixed.none.f4.solve_rate"] == 0.4
     assert (metrics["parallel.f4.expansions_s"], metrics["parallel.f4.speedup"]) == (33.0, 3.0)
