@@ -18,21 +18,22 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks.common import spread, write_result
-from benchmarks.search_points import Point, Search, show
-from benchmarks.search_pool import Job, measure_all
+from benchmarks.search_points import Kept, Point, Search, show
+from benchmarks.search_pool import Job, measure_missing
 from dendrite.engine.engine import Engine
 from dendrite.model.folder import resolve
 from dendrite.search import Budget, run_search
 from dendrite.search.tasks import Countdown, countdown
 
 IN_FLIGHT = (1, 4, 16, 64)
-MODES = ("wu_uct", "virtual_loss", "none")
+MODES = ("none", "virtual_loss", "wu_uct")
 PROBLEMS_AT_ONCE = 16
 HOPELESS = tuple(Countdown((3, 7, 8, 25), target) for target in (99, 863, 941))
 """Problems without a solution."""
@@ -54,11 +55,7 @@ def quality(arguments: argparse.Namespace, console: Console) -> list[Point]:
     ]
     budget, seeds = Budget(expansions=arguments.expansions), range(arguments.seeds)
     jobs = [Job(arguments.model, tasks, search, budget, seeds, PROBLEMS_AT_ONCE) for search in searches]
-    points: dict[int, Point] = {}
-    for index, point in measure_all(jobs, arguments.processes):
-        points[index] = point
-        show([point], console)
-    return [points[index] for index in range(len(jobs))]
+    return measure_missing(jobs, Kept(arguments.points), arguments.processes, console)
 
 
 def speed(arguments: argparse.Namespace) -> dict[int, list[float]]:
@@ -128,6 +125,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--timed-expansions", type=int, default=64, help="of a search whose speed is measured")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="searches timed")
+    parser.add_argument("--points", type=Path, help="JSONL file that keeps points; those there are not measured again")
     parser.add_argument("--threads", type=int, default=1, help="of the engine whose speed is measured")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="solve rates measured at a time")
     return parser.parse_args()

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from benchmarks.common import write_result
 from benchmarks.search_points import Kept, Point, Search, cost_of, show
-from benchmarks.search_pool import Job, measure_all
+from benchmarks.search_pool import Job, measure_missing
 from dendrite.model.folder import resolve
 from dendrite.search import ALGORITHMS, Budget, Task
 from dendrite.search.tasks import countdown, game24
@@ -73,7 +73,7 @@ VARIANTS = {"beam_logprob": "beam", "mcts_uct": "mcts"}
 """Searches that are another's algorithm with other settings."""
 SEARCHES = tuple(sorted([*ALGORITHMS, *VARIANTS]))
 BUDGETS = (256, 512, 1024, 2048)
-SECONDS = (0.1, 0.25)
+SECONDS = (1.0,)
 PARALLEL = 16
 """Expansions in flight at equal time."""
 
@@ -133,7 +133,9 @@ def main() -> None:
         for seconds in arguments.seconds
     ]
     kept = Kept(arguments.points)
-    points = [*_measured(by_tokens, kept, arguments, console), *_measured(by_seconds, kept, arguments, console)]
+    points = [
+        point for jobs in (by_tokens, by_seconds) for point in measure_missing(jobs, kept, arguments.processes, console)
+    ]
     show(points, console)
     if arguments.split != "test" or arguments.search or not arguments.budgets:
         return
@@ -153,15 +155,6 @@ def main() -> None:
         packages=("transformers",),
     )
     console.print(f"written to {path}")
-
-
-def _measured(jobs: Sequence[Job], kept: Kept, arguments: argparse.Namespace, console: Console) -> list[Point]:
-    """The points of `jobs` in their order; those that are kept are not measured again."""
-    missing = [job for job in jobs if kept.find(job.search, job.budget) is None]
-    for _, measured in measure_all(missing, arguments.processes):
-        kept.add(measured)
-        show([measured], console)
-    return [point for job in jobs if (point := kept.find(job.search, job.budget)) is not None]
 
 
 def _tasks(arguments: argparse.Namespace) -> Sequence[Task]:

@@ -11,8 +11,9 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from benchmarks.search_points import Point, Search, measure
+from benchmarks.search_points import Kept, Point, Search, measure, show
 from dendrite.search import Budget, Task
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -47,6 +48,8 @@ def measure_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Poin
 
     Points at equal time should be measured apart from others: each then has a whole core.
     """
+    if not jobs:
+        return
     timed = any(job.budget.seconds is not None for job in jobs)
     context = multiprocessing.get_context("spawn")
     free: SimpleQueue[int] = context.SimpleQueue()
@@ -61,6 +64,16 @@ def measure_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Poin
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def measure_missing(jobs: Sequence[Job], kept: Kept, processes: int, console: Console) -> list[Point]:
+    """The points of `jobs` in their order, each shown when it is there; those that are kept are not measured again."""
+    missing = [job for job in jobs if kept.find(job.search, job.budget) is None]
+    for _, point in measure_all(missing, processes):
+        kept.add(point)
+        show([point], console)
+    found = (kept.find(job.search, job.budget) for job in jobs)
+    return [point for point in found if point is not None]
 
 
 def _settle(free: SimpleQueue[int]) -> None:
