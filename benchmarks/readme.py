@@ -86,7 +86,7 @@ def _search_table(result: dict[str, Any], problems: str) -> str:
     points: dict[str, dict[str, dict[str, Any]]] = {}
     for point in result["raw"]["points"]:
         [(kind, limit)] = point["budget"].items()
-        points.setdefault(point["search"], {})[f"{limit:,} {kind}"] = point
+        points.setdefault(point["search"], {})[f"{limit:,} tokens" if kind == "tokens" else f"{limit:g} s"] = point
     budgets = list(next(iter(points.values())))
     largest = [budget for budget in budgets if budget.endswith("tokens")][-1]
     ranked = sorted(points, key=lambda name: -points[name][largest]["solved"])
