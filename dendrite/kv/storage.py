@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv.pages import TailCopy
+from dendrite.model.config import ModelConfig
 from dendrite.transfer import send
 
 
@@ -40,6 +41,13 @@ class KvStorage:
         self.pages = torch.zeros(shape, dtype=dtype, device=device)
         self.layer_rows = tuple(layer.view(-1, kv_heads, head_dim) for layer in self.pages)
         """Per layer [pages * 2 * page_size, Hkv, D], a view of `pages`, indexed by row."""
+
+    @classmethod
+    def of(
+        cls, shape: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+    ) -> KvStorage:
+        """Storage for a model of that shape."""
+        return cls(shape.num_layers, num_pages, page_size, shape.num_kv_heads, shape.head_dim, dtype, device)
 
     @property
     def num_pages(self) -> int:
@@ -95,25 +103,40 @@ class KvStorage:
         else:
             self.pages.index_copy_(1, ends[1], self.pages.index_select(1, ends[0]))
 
-    def export_pages(self, pages: Sequence[int]) -> Tensor:
-        """A copy of those pages: [layers, n, 2, page_size, Hkv, D], on the storage's device."""
-        return self.pages.index_select(1, self._page_index(pages))
-
-    def import_pages(self, pages: Sequence[int], data: Tensor) -> None:
-        """Fill pages with what `export_pages` gave, here or in a storage of the same shape.
+    def read_tokens(self, slots: Tensor) -> Tensor:
+        """A copy of what lies in slots [T]: [layers, 2, T, Hkv, D], keys before values, on the storage's device.
 
         Raises:
-            InvalidArgument: the data does not fit those pages of this storage.
+            InvalidArgument: a slot lies outside the storage.
         """
-        layers, _, *page_shape = self.pages.shape
-        expected = (layers, len(pages), *page_shape)
+        layers, *_, kv_heads, head_dim = self.pages.shape
+        found = self._all_rows.index_select(1, self._both_rows(slots))
+        return found.view(layers, 2, -1, kv_heads, head_dim)
+
+    def write_tokens(self, slots: Tensor, data: Tensor) -> None:
+        """Fill slots [T] with what `read_tokens` gave, here or in a storage of other pages.
+
+        Raises:
+            InvalidArgument: the data does not fit those slots of this storage, or a slot lies outside it.
+        """
+        layers, *_, kv_heads, head_dim = self.pages.shape
+        expected = (layers, 2, len(slots), kv_heads, head_dim)
         if tuple(data.shape) != expected or data.dtype != self.pages.dtype:
             limit = f"must be {list(expected)} of {self.pages.dtype}"
             raise InvalidArgument("data", f"{list(data.shape)} of {data.dtype}", limit)
-        self.pages.index_copy_(1, self._page_index(pages), data.to(self.pages.device))
+        rows = data.to(self.pages.device).view(layers, -1, kv_heads, head_dim)
+        self._all_rows.index_copy_(1, self._both_rows(slots), rows)
 
-    def _page_index(self, pages: Sequence[int]) -> Tensor:
-        for page in pages:
-            if not 0 <= page < self.num_pages:
-                raise InvalidArgument("page", page, f"must be in 0..{self.num_pages - 1}")
-        return send(list(pages), self.pages.device)
+    @property
+    def _all_rows(self) -> Tensor:
+        """[layers, pages * 2 * page_size, Hkv, D], a view of `pages`."""
+        layers, *_, kv_heads, head_dim = self.pages.shape
+        return self.pages.view(layers, -1, kv_heads, head_dim)
+
+    def _both_rows(self, slots: Tensor) -> Tensor:
+        """The rows of the keys in slots [T] (on the host), then those of the values: [2 T] on the device."""
+        limit = self.num_pages * self.page_size
+        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < limit:
+            raise InvalidArgument("slots", slots.tolist(), f"must be in 0..{limit - 1}")
+        rows = self.key_rows(slots)
+        return torch.cat([rows, rows + self.page_size]).to(self.pages.device)

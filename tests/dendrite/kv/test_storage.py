@@ -73,31 +73,38 @@ def test_no_copies_is_no_work() -> None:
     assert torch.equal(storage.pages, before)
 
 
-def test_exported_pages_can_be_imported_elsewhere() -> None:
-    source, target = filled(), storage_of()
-    target.import_pages([5, 1], source.export_pages([2, 3]))
-    assert torch.equal(target.pages[:, 5], source.pages[:, 2])
-    assert torch.equal(target.pages[:, 1], source.pages[:, 3])
-    assert not target.pages[:, [0, 2, 3, 4]].any()
+def test_tokens_can_be_moved_to_a_storage_of_other_pages() -> None:
+    source, target = filled(), storage_of(num_pages=4, page_size=16)
+    there, here = torch.tensor([8, 15, 16, 40]), torch.tensor([63, 17, 18, 16])
+    data = source.read_tokens(there)
+    assert data.shape == (2, 2, 4, 3, 4)
+    target.write_tokens(here, data)
+    assert torch.equal(target.read_tokens(here), data)
+    for layer in range(2):
+        assert torch.equal(data[layer, 0], source.layer_rows[layer][source.key_rows(there)])
+        assert torch.equal(data[layer, 1], source.layer_rows[layer][source.key_rows(there) + source.page_size])
+    assert target.pages.count_nonzero() == data.count_nonzero(), "nothing else is written"
 
 
-def test_an_export_is_a_copy() -> None:
+def test_what_is_read_is_a_copy() -> None:
     storage = filled()
-    data = storage.export_pages([1])
+    data = storage.read_tokens(torch.tensor([8, 9]))
     storage.pages.zero_()
     assert data.any()
 
 
-@pytest.mark.parametrize("data", [torch.zeros(2, 1, 2, 8, 3, 4), torch.zeros(2, 2, 2, 8, 3, 4, dtype=torch.bfloat16)])
-def test_an_import_that_does_not_fit_is_refused(data: torch.Tensor) -> None:
+@pytest.mark.parametrize("data", [torch.zeros(2, 2, 1, 3, 4), torch.zeros(2, 2, 2, 3, 4, dtype=torch.bfloat16)])
+def test_data_that_does_not_fit_is_refused(data: torch.Tensor) -> None:
     with pytest.raises(InvalidArgument, match="data"):
-        storage_of().import_pages([1, 2], data)
+        storage_of().write_tokens(torch.tensor([8, 9]), data)
 
 
-@pytest.mark.parametrize("page", [-1, 6])
-def test_pages_outside_the_storage_are_refused(page: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"page={page}"):
-        storage_of().export_pages([page])
+@pytest.mark.parametrize("slot", [-1, 48])
+def test_slots_outside_the_storage_are_refused(slot: int) -> None:
+    with pytest.raises(InvalidArgument, match="slots"):
+        storage_of().read_tokens(torch.tensor([8, slot]))
+    with pytest.raises(InvalidArgument, match="slots"):
+        storage_of().write_tokens(torch.tensor([slot]), torch.zeros(2, 2, 1, 3, 4))
 
 
 def test_a_storage_needs_a_page_besides_scratch() -> None:
