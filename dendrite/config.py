@@ -57,6 +57,10 @@ class EngineConfig(_Frozen):
     """`auto` is CUDA where torch sees a GPU, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of weights and KV; None is float32 on the CPU and the checkpoint's own type on CUDA."""
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes of one machine among which each layer's heads and MLP are divided, on CUDA with a GPU each. It must
+    divide the model's attention heads, its key-value heads and its `intermediate_size`. Above 1, decoding on CUDA is a
+    step a token, without graphs."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Base of every sampling key that no `SamplingParams.seed` overrides."""
     debug_checks: bool = False

@@ -133,9 +133,9 @@ class AsyncEngine:
             page_bytes=seen.page_bytes,
         )
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run something on the engine between two steps."""
-        return await self._call(call)
+    async def run(self, call: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+        """Run something on the engine between two steps; `undo` takes it back if the caller is cancelled meanwhile."""
+        return await self._call(call, undo)
 
     async def aclose(self) -> None:
         """Cancel what has not ended and stop stepping; the engine stays usable."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
+
 from dendrite.attention.base import Attention
 from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
@@ -13,9 +15,33 @@ from dendrite.kv.storage import KvStorage
 
 if TYPE_CHECKING:
     from dendrite.engine.device_loop import DeviceLoop
+    from dendrite.engine.runner import ModelRunner
     from dendrite.engine.tips import TipStore
     from dendrite.kv.cache import KvCache
     from dendrite.model.decoder import Decoder
+    from dendrite.model.value_head import ValueHead
+    from dendrite.parallel.leader import Leader
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """The device that `config` asks for.
+
+    Raises:
+        InvalidArgument: it is CUDA, and torch sees none.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("device", "cuda", "torch sees no CUDA device here; use device='cpu' or 'auto'")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
+    """The type of weights and KV on that device; None is the checkpoint's own."""
+    if config.dtype is not None:
+        found: torch.dtype = getattr(torch, config.dtype)
+        return found
+    return torch.float32 if device.type == "cpu" else None
 
 
 def make_attention(config: EngineConfig, storage: KvStorage, num_heads: int) -> Attention:
@@ -40,6 +66,19 @@ def make_attention(config: EngineConfig, storage: KvStorage, num_heads: int) -> 
         return TorchAttention(storage)
 
 
+def make_runner(
+    decoder: Decoder, value_head: ValueHead | None, storage: KvStorage, attention: Attention, leader: Leader | None
+) -> ModelRunner:
+    """What runs the model: on this rank alone, or on all that `leader` leads."""
+    from dendrite.engine.runner import ModelRunner
+
+    if leader is None:
+        return ModelRunner(decoder, value_head, storage, attention)
+    from dendrite.parallel.runner import LeaderRunner
+
+    return LeaderRunner(decoder, value_head, storage, attention, leader)
+
+
 def make_device_loop(
     decoder: Decoder,
     storage: KvStorage,
@@ -51,12 +90,15 @@ def make_device_loop(
     """The loop that decodes many tokens a step on CUDA; None elsewhere.
 
     None too, with a warning, for a model that its kernels can't serve, such as one with a head size that is not a power
-    of two: such a model decodes token by token in plain PyTorch.
+    of two, and for one that is divided among GPUs: such a model decodes token by token, without graphs.
 
     Raises:
         InvalidArgument: `max_running` is more than the kernels have room for.
     """
     if decoder.device.type != "cuda":
+        return None
+    if decoder.group is not None:
+        warnings.warn("decoding goes token by token, without CUDA graphs: tensor_parallel > 1", stacklevel=3)
         return None
     from dendrite.attention.tree import MAX_SLOTS, check_shape
     from dendrite.engine.device_loop import DeviceLoop

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from dendrite.config import EngineConfig, SamplingParams, checked
 from dendrite.engine.capacity import kv_pages
-from dendrite.engine.device import make_attention, make_device_loop
+from dendrite.engine.device import choose_device, choose_dtype, make_attention, make_device_loop, make_runner
+from dendrite.engine.exchange import KvExchange
 from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts
 from dendrite.engine.paths import check_context
-from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import logprobs_of
 from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import EngineStats
@@ -24,11 +25,16 @@ from dendrite.engine.without import Without
 from dendrite.errors import ContextOverflow, InvalidArgument, NodeReleased
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
+from dendrite.kv.path_kv import PathKv
 from dendrite.kv.storage import KvStorage
 from dendrite.model.decoder import Decoder
 from dendrite.model.folder import resolve
 from dendrite.model.tokenizer import Tokenizer
 from dendrite.model.value_head import ValueHead
+from dendrite.parallel.local import form_group
+
+if TYPE_CHECKING:
+    from dendrite.parallel.leader import Followers, Leader
 
 _MASK = 2**64 - 1
 _SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -40,6 +46,9 @@ class Engine:
 
     Not thread-safe: one thread makes all calls (`AsyncEngine` serves many callers). A node may be forked at any time,
     also between the tokens of `stream`. Use as a context manager, or call `close`.
+
+    With a `leader`, the decoder is rank 0's part of a model that a tensor-parallel group shares: all that this class
+    holds is on rank 0, and the runner has the other ranks do what it does.
     """
 
     def __init__(
@@ -49,52 +58,71 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         value_head: ValueHead | None = None,
         config: EngineConfig | None = None,
+        leader: Leader | None = None,
     ) -> None:
         self.config = config = config or EngineConfig()
+        if config.tensor_parallel != (leader.size if leader is not None else 1):
+            limit = "a decoder that is given must come with the leader of that many ranks (`from_pretrained` makes one)"
+            raise InvalidArgument("tensor_parallel", config.tensor_parallel, limit)
         self.tokenizer = tokenizer
+        self._leader = leader
         shape = decoder.config
         pages = kv_pages(config, shape, decoder.dtype, decoder.device)
+        if leader is not None:
+            pages = leader.allocate(pages)
         self.cache = KvCache(pages, config.page_size, prefix_cache=config.prefix_cache, on_free=self._on_free)
-        storage = KvStorage(
-            shape.num_layers,
-            pages,
-            config.page_size,
-            shape.num_kv_heads,
-            shape.head_dim,
-            decoder.dtype,
-            decoder.device,
-        )
+        storage = KvStorage.of(shape, pages, config.page_size, decoder.dtype, decoder.device)
         self._pages = storage
-        self._runner = ModelRunner(decoder, value_head, storage, make_attention(config, storage, shape.num_heads))
+        attention = make_attention(config, storage, shape.num_heads)
+        self._runner = make_runner(decoder, value_head, storage, attention, leader)
         self._vocabulary = shape.vocab_size
         self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
         self._loop = loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
         max_burst = config.max_burst if loop is not None else 1
         self._scheduler = Scheduler(self.cache, config, longest, max_burst)
         self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, loop)
+        self._exchange = KvExchange(self.cache, self._scheduler, self._runner)
         self._orders = 0
         self._trees = 0
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, *, config: EngineConfig | None = None, **settings: Any) -> Engine:
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        config: EngineConfig | None = None,
+        followers: Followers | None = None,
+        **settings: Any,
+    ) -> Engine:
         """Load a packaged model by name (`countdown`) or any Hugging Face folder by path.
 
         Args:
             model: name or path.
             config: the engine's settings.
+            followers: the processes of the other ranks where `tensor_parallel` is above 1; None starts them on this
+                machine. `close` ends them.
             **settings: fields of `EngineConfig` that replace those of `config`.
 
         Raises:
             ModelError: the folder is missing, corrupt, or of an architecture that Dendrite does not implement.
-            InvalidArgument: a setting is unknown or out of range.
+            InvalidArgument: a setting is unknown or out of range, or the model cannot be divided so.
+            ClusterError: the other ranks did not start.
         """
         base = config.model_dump() if config is not None else {}
         config = checked(EngineConfig, {**base, **settings})
         folder = resolve(model)
-        device = _device(config)
-        decoder = Decoder.from_folder(folder, dtype=_dtype(config, device), device=device)
-        head = ValueHead.from_folder(folder, decoder.config.hidden_size, dtype=decoder.dtype, device=device)
-        return cls(decoder, tokenizer=Tokenizer.from_folder(folder), value_head=head, config=config)
+        device = choose_device(config)
+        leader = form_group(folder, config, device, followers)
+        try:
+            group = leader.group if leader is not None else None
+            decoder = Decoder.from_folder(folder, dtype=choose_dtype(config, device), device=device, group=group)
+            head = ValueHead.from_folder(folder, decoder.config.hidden_size, dtype=decoder.dtype, device=device)
+            tokenizer = Tokenizer.from_folder(folder)
+            return cls(decoder, tokenizer=tokenizer, value_head=head, config=config, leader=leader)
+        except BaseException:
+            if leader is not None:
+                leader.close()
+            raise
 
     # ---------------------------------------------------------------- what callers do
 
@@ -182,6 +210,47 @@ class Engine:
         self._run_until(probe)
         return self.probed_value(probe)
 
+    def export_path(self, node: Node, start: int = 0, end: int | None = None) -> PathKv:
+        """Copy tokens `start` .. `end` - 1 of a node's path with their KV, for `import_path` of another engine.
+
+        Args:
+            node: a live node; it may be decoding.
+            start: tokens that the other engine has already.
+            end: None is the end of the node.
+
+        Raises:
+            InvalidArgument: there are no such tokens, or the node is another engine's.
+            NodeReleased: the node has been released.
+            KvNotComputed: some of that KV is not there.
+        """
+        return self._exchange.pack(node, start, node.length if end is None else end)
+
+    def import_path(self, part: PathKv, *, below: Node | None = None, seed: int | None = None) -> Node:
+        """Make a node of what `export_path` gave; nothing is computed.
+
+        Args:
+            part: the node's tokens and KV.
+            below: the node to continue; None makes the root of a new tree, which new prompts may find.
+            seed: keys the sampling of a new tree (see `prefill`).
+
+        Raises:
+            KvFormatMismatch: it was exported from another model, or another type of KV.
+            InvalidArgument: it does not begin where `below` ends, or is damaged.
+            OutOfPages: live nodes hold too much of the pool; nothing was changed.
+            KvNotComputed, NodeReleased, ContextOverflow: `below` cannot be continued.
+        """
+        tokens = self.token_ids(part.tokens.tolist(), "tokens")
+        self._exchange.check(part, below)
+        node = self._root(tokens, seed) if below is None else self._child(below, tokens)
+        try:
+            self._exchange.fill(node, part)
+        except BaseException:
+            node.release()
+            raise
+        if below is None:
+            self.cache.seal(node)
+        return node
+
     def stats(self) -> EngineStats:
         """Totals and present holdings."""
         seen, cache, scheduler = self._stepper.counters, self.cache, self._scheduler
@@ -205,7 +274,13 @@ class Engine:
             running=len(scheduler.running),
             waiting=scheduler.waiting_count,
             page_tokens=self._pages.page_size,
-            page_bytes=self._pages.page_bytes,
+            page_bytes=self._pages.page_bytes * self.config.tensor_parallel,
+            tensor_parallel=self.config.tensor_parallel,
+            device_loop=self._loop is not None,
+            prompts=seen.prompts,
+            prompt_hits=seen.prompt_hits,
+            exported_tokens=self._exchange.exported_tokens,
+            imported_tokens=self._exchange.imported_tokens,
             **(self._loop.savings() if self._loop is not None else {}),
         )
 
@@ -218,8 +293,10 @@ class Engine:
         self.cache.check()
 
     def close(self) -> None:
-        """Drop cached prefixes. Live nodes stay their holders' to release."""
+        """Drop cached prefixes, and end the other ranks. Live nodes stay their holders' to release. Idempotent."""
         self.cache.clear_cache()
+        if self._leader is not None:
+            self._leader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,12 +320,8 @@ class Engine:
 
     def submit_prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> tuple[Node, Compute | None]:
         """Like `prefill`, without running it: the root and its job, None if the prompt is cached as a whole."""
-        tokens = self.token_ids(prompt, "prompt")
-        self._trees += 1
-        key = seed if seed is not None else (self.config.seed * _SEED_STRIDE + self._trees) & _MASK
-        root = self.cache.new_tree(tokens, tree_id=self._trees, seed=key, detokenize=self._detokenize)
-        self._check_room(root)
-        self._stepper.counters.cached_tokens += root.base
+        root = self._root(self.token_ids(prompt, "prompt"), seed)
+        self._stepper.counters.count_prompt(root.base)
         if not root.tokens:
             return root, None
         job = Compute(root, seal=True)
@@ -292,14 +365,7 @@ class Engine:
 
     def submit_append(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
         """Queue a child of `node` that holds `tokens`; its job gathers the log-probabilities of `tokens[1:]`."""
-        self._check_nodes([node], may_run=True)
-        child = node.fork()[0]
-        try:
-            child.tokens.extend(tokens)
-            self._check_room(child)
-        except BaseException:
-            child.release()
-            raise
+        child = self._child(node, tokens)
         job = Compute(child, collect=list(tokens[1:]))
         self._scheduler.compute(job)
         return child, job
@@ -317,7 +383,10 @@ class Engine:
                 raise InvalidArgument(field, text, "the model folder has no tokenizer: pass token ids")
             tokens = self.tokenizer.encode(text, add_special_tokens=special)
         else:
-            tokens = [int(token) for token in text]
+            try:
+                tokens = [operator.index(token) for token in text]
+            except TypeError:
+                raise InvalidArgument(field, text, "text or whole numbers, which are token ids") from None
         if not tokens:
             raise InvalidArgument(field, text, "at least one token")
         if min(tokens) < 0 or max(tokens) >= self._vocabulary:
@@ -343,6 +412,26 @@ class Engine:
         return self._stepper.step()
 
     # ---------------------------------------------------------------- helpers
+
+    def _root(self, tokens: list[int], seed: int | None) -> Node:
+        """The root of a new tree, below what the prefix cache has of its tokens."""
+        self._trees += 1
+        key = seed if seed is not None else (self.config.seed * _SEED_STRIDE + self._trees) & _MASK
+        root = self.cache.new_tree(tokens, tree_id=self._trees, seed=key, detokenize=self._detokenize)
+        self._check_room(root)
+        return root
+
+    def _child(self, node: Node, tokens: Sequence[int]) -> Node:
+        """A child of `node` that holds `tokens`, whose KV is still to come."""
+        self._check_nodes([node], may_run=True)
+        child = node.fork()[0]
+        try:
+            child.tokens.extend(tokens)
+            self._check_room(child)
+        except BaseException:
+            child.release()
+            raise
+        return child
 
     def _generation(self, node: Node, params: SamplingParams, branch: int, priority: float) -> Generation:
         stops = params.stop
@@ -409,19 +498,3 @@ def _raise_first(requests: Sequence[Generation | Compute]) -> None:
     for request in requests:
         if request.error is not None:
             raise request.error
-
-
-def _device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgument("device", "cuda", "torch sees no CUDA device here; use device='cpu' or 'auto'")
-    return torch.device(config.device)
-
-
-def _dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
-    """None is the checkpoint's own type."""
-    if config.dtype is not None:
-        found: torch.dtype = getattr(torch, config.dtype)
-        return found
-    return torch.float32 if device.type == "cpu" else None

@@ -48,3 +48,21 @@ def generated_on_path(node: Node) -> list[int]:
         if at.parent is None:
             return found
         end, at = min(end, at.base), at.parent
+
+
+def logprobs_on_path(node: Node, start: int, end: int) -> list[float]:
+    """Log-probabilities of tokens `start` .. `end` - 1 on the path of `node`: of as many of the last as were sampled.
+
+    The list ends before the first token, seen from `end`, that was given.
+    """
+    found: list[float] = []
+    at: Node | None = node
+    while at is not None and end - len(found) > start:
+        own = max(0, end - len(found) - at.base)
+        given = len(at.tokens) - len(at.logprobs)
+        sampled = at.logprobs[: max(0, own - given)]
+        found.extend(reversed(sampled))
+        if len(sampled) < own:
+            break
+        at = at.parent
+    return found[: end - start][::-1]

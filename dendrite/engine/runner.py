@@ -23,6 +23,10 @@ class ModelRunner:
     ) -> None:
         self.decoder = decoder
         self.storage = storage
+        self.batch_device = decoder.device
+        """Where `run` wants its batches."""
+        self.kv_heads = decoder.config.num_kv_heads
+        """Key-value heads of the whole model."""
         self.tips = TipStore(decoder.config.hidden_size, decoder.dtype, decoder.device)
         self._value_head = value_head
         self._attention = attention
@@ -44,6 +48,14 @@ class ModelRunner:
         with torch.inference_mode():
             values: list[float] = self._value_head(self.tips.read(tips)).tolist()
             return values
+
+    def read_tokens(self, slots: Tensor) -> Tensor:
+        """A copy of what lies in slots [T] (on the host): [layers, 2, T, Hkv, D], keys before values."""
+        return self.storage.read_tokens(slots)
+
+    def write_tokens(self, slots: Tensor, kv: Tensor) -> None:
+        """Fill slots [T] (on the host) with what `read_tokens` gave."""
+        self.storage.write_tokens(slots, kv)
 
     def copy_tails(self, copies: Sequence[TailCopy]) -> None:
         """Copy tail pages, before anything of the step is written."""

@@ -148,6 +148,10 @@ class Scheduler:
             self.add(generation)
         self.version += 1
 
+    def filled(self, node: Node) -> None:
+        """Note that a node has got its KV other than by running."""
+        self._rest(node, 0.0)
+
     def freed(self, node: Node) -> None:
         """Forget a node whose KV is gone."""
         self._idle.pop(node, None)
@@ -342,6 +346,8 @@ class Scheduler:
         for generation in [g for g in self._all() if g.node.released]:
             self._fail(generation, Cancelled(f"node {generation.node.id} was released while it was decoding"))
         for job in [job for job in self._computing.values() if _gone(job.node)]:
+            if self._computing.get(job.node) is not job:
+                continue  # it has failed with one that it continues
             self._fail(job, Cancelled(f"node {job.node.id} was released before it was computed"))
 
     def _all(self) -> Iterable[Generation]:

@@ -91,7 +91,7 @@ class Stepper:
         self._scheduler = scheduler
         self._runner = runner
         self._loop = loop
-        self._builder = BatchBuilder(cache, config.page_size, runner.decoder.device)
+        self._builder = BatchBuilder(cache, config.page_size, runner.batch_device)
         self._debug_checks = config.debug_checks
         self._longest_context = longest_context
         self._sampling: tuple[int, SamplingBatch] | None = None
@@ -107,7 +107,13 @@ class Stepper:
             self._compute(plan.given, [])
         else:
             drawn = self._sample(plan.decodes)
-            self._compute(plan, [token for token, _ in drawn])
+            try:
+                self._compute(plan, [token for token, _ in drawn])
+            except BaseException:
+                for generation in plan.decodes:
+                    del generation.node.tokens[-1], generation.node.logprobs[-1]
+                self._requeue(plan.decodes)
+                raise
             spans = self._accept(plan.decodes, drawn)
         result = self._finish(plan, spans)
         self.counters.steps += 1
@@ -126,9 +132,7 @@ class Stepper:
         try:
             burst = loop.run(plan.decodes, plan.burst, self._scheduler.version)
         except BaseException:
-            for generation in plan.decodes:
-                self._lose_tip(generation.node)
-            self._scheduler.interrupted(plan.decodes)
+            self._requeue(plan.decodes)
             raise
         spans: list[Span] = []
         cut: list[tuple[int, Generation, int]] = []
@@ -255,10 +259,17 @@ class Stepper:
         if slots:
             self._runner.tips.write(slots, hidden if rows == list(range(len(hidden))) else hidden[rows])
 
-    def _lose_tip(self, node: Node) -> None:
-        """Forget a hidden state that may be that of another token; it is computed again when it is asked for."""
-        self._runner.tips.release(node.tip)
-        node.tip = -1
+    def _requeue(self, decodes: list[Generation]) -> None:
+        """Have generations whose step has failed go on later.
+
+        Their nodes' hidden states may be those of other tokens, so they are forgotten, and computed again when needed.
+        """
+        for generation in decodes:
+            node = generation.node
+            if node.tip >= 0:
+                self._runner.tips.release(node.tip)
+                node.tip = -1
+        self._scheduler.interrupted(decodes)
 
     def _own_tip(self, node: Node) -> int:
         if node.tip < 0:

@@ -7,6 +7,7 @@ query and key norms, tied embeddings, rotary scaling) is which weights exist, se
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,21 +18,34 @@ from dendrite.errors import InvalidArgument
 from dendrite.model.config import ModelConfig
 from dendrite.model.rope import Rotation, inverse_frequencies
 from dendrite.model.weights import DecoderWeights, LayerWeights, load_weights, random_weights
+from dendrite.parallel.sharding import Shard
+
+if TYPE_CHECKING:
+    from dendrite.parallel.group import Group
 
 
 class Decoder:
-    """Tokens to final hidden states to logits; holds weights and no state between calls."""
+    """Tokens to final hidden states to logits; holds weights and no state between calls.
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    In a tensor-parallel group, `config` and `weights` are those of this rank's part, and all ranks must make the same
+    `forward` calls; hidden states and logits are whole on each.
+    """
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, group: Group | None = None) -> None:
         self.config = config
         self.weights = weights
+        self.group = group
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        group: Group | None = None,
     ) -> Decoder:
         """Load a Hugging Face model folder.
 
@@ -39,14 +53,17 @@ class Decoder:
             folder: holds `config.json` and safetensors files.
             dtype: type of weights and activations; None is the checkpoint's own.
             device: where the weights go.
+            group: the ranks among which the model is divided; only this one's part is read.
 
         Raises:
             ModelError: some kind of it, naming the file or tensor that is wrong, before weights are
             allocated.
+            InvalidArgument: the model cannot be divided so.
         """
         config = ModelConfig.from_folder(folder)
         dtype = dtype or getattr(torch, config.dtype)
-        return cls(config, load_weights(Path(folder), config, dtype, torch.device(device)))
+        shard = group.shard if group is not None else Shard()
+        return cls(shard.of(config), load_weights(Path(folder), config, dtype, torch.device(device), shard), group)
 
     @classmethod
     def random(
@@ -98,12 +115,18 @@ class Decoder:
             query_key = F.rms_norm(query_key, (config.head_dim,), None, config.rms_norm_eps) * layer.qk_norm
         query, key = rotation.apply(query_key).split((heads, kv_heads), dim=1)
         mixed = attention.forward(index, query, key, value)
-        hidden.add_(layer.output(mixed.reshape(-1, config.query_size)))
+        hidden.add_(self._summed(layer.output(mixed.reshape(-1, config.query_size))))
 
     def _transform(self, layer: LayerWeights, hidden: Tensor) -> None:
         """Add the MLP block's output to `hidden` [T, d] in place."""
         gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=1)
-        hidden.add_(layer.down(F.silu(gate).mul_(up)))
+        hidden.add_(self._summed(layer.down(F.silu(gate).mul_(up))))
+
+    def _summed(self, product: Tensor) -> Tensor:
+        """A product over inputs that are divided among the ranks, from this rank's part of it, in place."""
+        if self.group is not None:
+            self.group.all_reduce(product)
+        return product
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, (self.config.hidden_size,), weight, self.config.rms_norm_eps)

@@ -41,6 +41,10 @@ class Linear:
             raise InvalidArgument("weight", "packed", "a weight that was not rearranged (pack=False)")
         return self._weight
 
+    def dense(self) -> Tensor:
+        """The weight as given, [out, in]; a copy where it was packed."""
+        return self._weight.to_dense() if self._packed else self._weight
+
     @property
     def bias(self) -> Tensor | None:
         """The bias as given, [out]."""

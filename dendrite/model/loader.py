@@ -95,13 +95,17 @@ class Checkpoint:
             if info.dtype not in _FLOAT_BYTES:
                 raise UnsupportedModel(f"tensor {name!r} in {info.file} has type {info.dtype}, which is not supported")
 
-    def read_into(self, name: str, target: Tensor) -> None:
-        """Copy a tensor into `target`, of the same shape, converting it to the target's type and device."""
+    def read_into(self, name: str, target: Tensor, part: tuple[slice, ...] = ()) -> None:
+        """Copy a tensor into `target`, of the same shape, converting it to the target's type and device.
+
+        With `part`, a slice for each of the first dimensions, copy that part, and read no other.
+        """
         info = self._tensors[name]
         try:
             if info.file not in self._open:
                 self._open[info.file] = self._stack.enter_context(safe_open(info.file, framework="pt"))
-            target.copy_(self._open[info.file].get_tensor(name))
+            file = self._open[info.file]
+            target.copy_(file.get_slice(name)[part] if part else file.get_tensor(name))
         except (OSError, SafetensorError) as error:
             raise CorruptFile(str(info.file), str(error)) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from dendrite.errors import UnsupportedModel
 from dendrite.model.config import ModelConfig
 from dendrite.model.linear import Linear
 from dendrite.model.loader import Checkpoint
+from dendrite.parallel.sharding import Shard
 
 _INIT_STD = 0.02
 Fill = Callable[[str, Tensor], None]
@@ -76,12 +78,15 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Read the weights of a Hugging Face folder, converted to `dtype`.
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device, shard: Shard | None = None
+) -> DecoderWeights:
+    """Read the weights of a Hugging Face folder, or with `shard` that part of them, converted to `dtype`.
 
-    Names and shapes are checked against the config before any memory is taken.
+    Names and shapes are checked against the config, which is that of the whole model, before any memory is taken.
 
     Raises:
+        InvalidArgument: the model cannot be divided so.
         MissingTensor, TensorShapeMismatch, CorruptFile: the files do not hold what the config calls for.
         UnsupportedModel: a layer has a tensor that this architecture has no use for.
     """
@@ -89,7 +94,8 @@ def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype, device: 
         shapes = tensor_shapes(config)
         checkpoint.check(shapes)
         _refuse_unknown(checkpoint.names, shapes, config, folder)
-        return _assemble(config, dtype, device, checkpoint.read_into)
+        shard = shard or Shard()
+        return _assemble(shard.of(config), dtype, device, partial(shard.read, checkpoint))
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int) -> DecoderWeights:

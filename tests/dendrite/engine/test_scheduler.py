@@ -8,7 +8,7 @@ from dendrite.config import EngineConfig, SamplingParams
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.scheduler import Scheduler
-from dendrite.errors import OutOfPages
+from dendrite.errors import Cancelled, OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -95,3 +95,18 @@ def test_a_burst_shrinks_to_one_token_where_pages_are_short() -> None:
             member.node.tokens += [0] * plan.burst
             scheduler._cache.commit(member.node, plan.burst)
             member.produced += plan.burst
+
+
+def test_a_prompt_and_what_was_to_follow_it_may_be_released_before_they_are_computed(
+    make_engine: Callable[..., Engine],
+) -> None:
+    engine = make_engine()
+    root, prompt = engine.submit_prefill([1, 2, 3])
+    child, job = engine.submit_append(root, [4])
+    child.release()
+    root.release()
+    ended = engine.step().computes
+    assert prompt is not None
+    assert set(ended) == {prompt, job}
+    assert all(isinstance(each.error, Cancelled) for each in ended)
+    assert not engine.has_work
