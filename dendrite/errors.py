@@ -48,6 +48,22 @@ class OutOfPages(DendriteError):
         super().__init__(f"out of KV pages: need {need}, free {free}")
 
 
+class KvFormatMismatch(DendriteError):
+    """The KV was written by another model, or in another type or shape: names the first field that differs."""
+
+    def __init__(self, field: str, found: object, expected: object) -> None:
+        self.field, self.found, self.expected = field, repr(found), repr(expected)
+        super().__init__(f"KV of another format: {field}={self.found}, this engine has {self.expected}")
+
+
+class KvNotComputed(DendriteError):
+    """A node's KV is not all written, or was dropped to make room: its first `computed` tokens have theirs."""
+
+    def __init__(self, tree: int, node: int, computed: int) -> None:
+        self.tree, self.node, self.computed = tree, node, computed
+        super().__init__(f"only the first {computed} tokens of node {node} of tree {tree} have their KV")
+
+
 class NodeReleased(DendriteError):
     """An operation was tried on a node that its holder has released."""
 
@@ -159,3 +175,36 @@ class TraceError(DendriteError):
 
 class TraceEnded(TraceError):
     """A trace that is only replayed ends before its search does."""
+
+
+class StaleEpoch(ClusterError):
+    """A message from, or to, an incarnation of a process that a later one has replaced; nothing was changed."""
+
+    def __init__(self, process: str, epoch: int, current: int) -> None:
+        self.process, self.epoch, self.current = process, epoch, current
+        super().__init__(f"{process} is in epoch {current}, the message is of epoch {epoch}")
+
+
+class Overloaded(ClusterError):
+    """A worker has as many calls under way as it takes; one should end within `retry_after_s` seconds."""
+
+    def __init__(self, worker: int, limit: int, retry_after_s: float) -> None:
+        self.worker, self.limit, self.retry_after_s = worker, limit, retry_after_s
+        super().__init__(f"worker {worker} has {limit} calls under way; try again in {retry_after_s:.3g} s")
+
+
+class WorkerDraining(ClusterError):
+    """A worker is being emptied and takes no more work; another one has to do it."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+        super().__init__(f"worker {worker} is draining")
+
+
+class RankLost(ClusterError):
+    """A rank of a tensor-parallel group has died or failed, and with it the group. `rank` is None where unknown."""
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        self.rank, self.reason = rank, reason
+        who = "a rank" if rank is None else f"rank {rank}"
+        super().__init__(f"{who} of the tensor-parallel group is lost: {reason}")

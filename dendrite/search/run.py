@@ -31,6 +31,7 @@ from dendrite.search.thought import SOLVED, Thought
 from dendrite.search.thoughts import TotBfs, TotDfs
 from dendrite.search.trace import Trace
 from dendrite.search.values import Values, value_source
+from dendrite.spans import span
 
 if TYPE_CHECKING:
     from dendrite.engine.engine import Engine
@@ -155,7 +156,8 @@ async def run_search_async(
             session = Session(
                 task, adapted, budget, seed, on_event, values=source, oracle=oracle, ordered=ordered, trace=log
             )
-            return await conduct(kind(session, parsed))
+            with span("search", task=task.name, algorithm=algorithm):
+                return await conduct(kind(session, parsed))
 
 
 async def conduct(search: Algorithm[Any]) -> SearchResult:
