@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.admission import MAX_CALLS
 from actors.leases import Lease
 from actors.model_worker import ModelWorker
-from actors.placement import WorkerShare, share
+from actors.peers import Peers, peers
+from actors.placement import WorkerShare, share, with_environment
+from actors.reservations import Reservations
 from actors.rpc import Handle, translate
 from actors.search_driver import SearchDriver
 from actors.tree_manager import TreeManager
+from actors.tree_shard import TreeShard
 from dendrite.config import EngineConfig
 from dendrite.errors import ClusterError, InvalidArgument
+from dendrite.logs import log_environment
 
 MAX_ACTORS = 1_024
+_LASTING = {"max_restarts": -1}
+# Calls of a manager that is restarted are repeated until they are answered: they are all idempotent.
+_MANAGER = {"num_cpus": 0, **_LASTING, "max_task_retries": -1}
 _FREE_WITHIN_S = 5.0  # what ended actors had reserved takes a moment to be free again
-_MOST_CALLS = 4_096  # under way in one actor; Ray holds back what is over that
+_SPARE_CALLS = 1_024  # under way in one actor besides those that do work, so that health checks are not held back
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +50,19 @@ class ClusterPlan:
     start_timeout_s: float
     cpus_per_worker: int | None
     config: EngineConfig
+    shards: int = 1
+    """Processes among which the tree manager's record is divided."""
+    max_calls: int = MAX_CALLS
+    """Calls under way in one worker; it refuses more."""
+    most_workers: int | None = None
+    """So many workers there may be later, so that the processors are divided among as many; None: `workers`."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "drivers", "cpus_per_worker"):
+        if not isinstance(self.max_calls, int) or isinstance(self.max_calls, bool) or not 1 <= self.max_calls <= 2**20:
+            raise InvalidArgument("max_calls", self.max_calls, f"must be a whole number, 1 to {2**20}")
+        for name in ("workers", "drivers", "shards", "cpus_per_worker", "most_workers"):
             value = getattr(self, name)
-            if name == "cpus_per_worker" and value is None:
+            if name in ("cpus_per_worker", "most_workers") and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_ACTORS:
                 raise InvalidArgument(name, value, f"must be a whole number, 1 to {MAX_ACTORS}")
@@ -57,11 +75,20 @@ class ActorGroup:
     """A tree manager, model workers and search drivers. Ending the group ends all that was started, however far."""
 
     manager: Handle
+    """The first shard of the tree manager, which is the one to talk to."""
+    shards: Sequence[Handle] = ()
+    """The other shards."""
     workers: Sequence[Handle] = ()
+    """All that there have been, by number; those that were taken away are still in their places."""
+    part: WorkerShare
+    """Resources of each process of a worker."""
+    ranks: int
+    """Processes of each worker."""
     drivers: Sequence[Handle] = ()
 
     def __init__(self) -> None:
         self._started: list[Handle] = []
+        self._reservations = Reservations()
 
     def start(self, plan: ClusterPlan) -> None:
         """Start all actors on the Ray that this process is connected to, and load the model in every worker.
@@ -72,17 +99,48 @@ class ActorGroup:
         """
         part = _share(plan)
         config = plan.config.model_copy(update={"device": part.device})
-        self.manager = self._start(TreeManager, {"num_cpus": 0}, plan.lease_ttl_s)
+        calls = max(plan.max_calls, MAX_CALLS)
+        self.shards = [self._start(TreeShard, calls, _MANAGER) for _ in range(plan.shards - 1)]
+        self.manager = self._start(TreeManager, calls, _MANAGER, plan.lease_ttl_s, plan.workers, peers(self.shards))
+        managers = peers([self.manager, *self.shards])
+        self.part, self.ranks = part, config.tensor_parallel
+        self._new_worker: Callable[[int, dict[str, Any]], Handle] = functools.partial(
+            self._start_worker, plan, config, managers
+        )
         self.workers = [
-            self._start(ModelWorker, part.options(), index, plan.model, config, part.threads, self.manager)
+            self._new_worker(index, self._reservations.place(part, self.ranks, plan.start_timeout_s))
             for index in range(plan.workers)
         ]
+        cluster = peers([self.manager, *self.workers])
         self.drivers = [
-            self._start(SearchDriver, {"num_cpus": 0}, self.manager, self.workers, plan.lease_ttl_s)
+            self._start(SearchDriver, calls, {"num_cpus": 0, **_LASTING}, cluster, plan.lease_ttl_s)
             for _ in range(plan.drivers)
         ]
         _wait([worker.load.remote() for worker in self.workers], "a worker", plan.start_timeout_s)
-        _wait([self.manager.start.remote(self.workers)], "the tree manager", plan.start_timeout_s)
+        _wait([self.manager.start.remote()], "the tree manager", plan.start_timeout_s)
+
+    def add_worker(self, place: dict[str, Any], timeout_s: float, stop: threading.Event) -> int:
+        """Start one more worker, with options that say where, and return its number once it has introduced itself.
+
+        Raises:
+            ClusterError: it does not start in time, or `stop` was set meanwhile; nothing of it is left.
+        """
+        index, deadline = len(self.workers), time.monotonic() + timeout_s
+        worker = self._new_worker(index, place)
+        try:
+            loaded = worker.load.remote()
+            while not ray.wait([loaded], timeout=1.0)[0] and not stop.is_set() and time.monotonic() < deadline:
+                pass
+            _wait([loaded], f"worker {index}", 0.0)
+        except BaseException:
+            self._end_actor(worker)
+            raise
+        self.workers = [*self.workers, worker]
+        return index
+
+    def end_worker(self, index: int) -> None:
+        """End a worker for good. Idempotent."""
+        self._end_actor(self.workers[index])
 
     def open_lease(self) -> Lease:
         """Open a lease for this process."""
@@ -91,13 +149,26 @@ class ActorGroup:
 
     def end(self) -> None:
         """End every actor that was started. Idempotent."""
-        for actor in reversed(self._started):
-            with contextlib.suppress(RayError, ValueError):  # one that is dead, or whose Ray is
-                ray.kill(actor)
-        self._started.clear()
+        for actor in reversed(list(self._started)):
+            self._end_actor(actor)
+        self._reservations.end()
 
-    def _start(self, kind: type[Any], options: dict[str, Any], *arguments: Any) -> Handle:
-        actor = ray.remote(kind).options(max_concurrency=_MOST_CALLS, **options).remote(*arguments)
+    def _end_actor(self, actor: Handle) -> None:
+        with contextlib.suppress(RayError, ValueError):  # one that is dead, or whose Ray is
+            ray.kill(actor)
+        if actor in self._started:
+            self._started.remove(actor)
+
+    def _start_worker(
+        self, plan: ClusterPlan, config: EngineConfig, managers: Peers, index: int, place: dict[str, Any]
+    ) -> Handle:
+        options = {**place, **_LASTING}
+        arguments = index, plan.model, config, self.part.threads, managers, plan.max_calls
+        return self._start(ModelWorker, plan.max_calls, options, *arguments)
+
+    def _start(self, kind: type[Any], calls: int, options: dict[str, Any], *arguments: Any) -> Handle:
+        options = with_environment(options, log_environment())
+        actor = ray.remote(kind).options(max_concurrency=calls + _SPARE_CALLS, **options).remote(*arguments)
         self._started.append(actor)
         return actor
 
@@ -115,11 +186,23 @@ def _share(plan: ClusterPlan) -> WorkerShare:
     machines = [node["Resources"] for node in _nodes() if node["Alive"]]
     largest = max((machine.get("CPU", 0.0) for machine in machines), default=0.0)
     whole = {name: sum(machine.get(name, 0.0) for machine in machines) for name in ("CPU", "GPU")}
-    share(plan.workers, plan.config.device, whole, largest, plan.cpus_per_worker)  # no use in waiting for more
+    ranks = plan.config.tensor_parallel
+    largest /= ranks  # those of a worker lie on one machine
+
+    def part_of(resources: Mapping[str, float]) -> WorkerShare:
+        part = share(plan.workers * ranks, plan.config.device, resources, largest, plan.cpus_per_worker)
+        if plan.most_workers is None or plan.cpus_per_worker is not None:
+            return part
+        most = plan.most_workers * ranks
+        if part.device == "cuda":
+            most = min(most, int(resources["GPU"]))
+        return share(max(most, plan.workers * ranks), part.device, resources, largest)
+
+    part_of(whole)  # no use in waiting for more
     patience = time.monotonic() + _FREE_WITHIN_S
     while True:
         try:
-            return share(plan.workers, plan.config.device, _free(), largest, plan.cpus_per_worker)
+            return part_of(_free())
         except ClusterError:
             if time.monotonic() > patience:
                 raise

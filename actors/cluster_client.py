@@ -3,105 +3,176 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+import dataclasses
+import time
+from collections.abc import Sequence
 
-from ray import ObjectRef
-
-from actors.calls import CancellableCalls
-from actors.model_worker import WorkerHealth, WorkerStats
-from actors.refs import ClusterNode, unique_id
-from actors.rpc import Handle, call
+from actors.fleet import Fleet, name
+from actors.node_copies import NodeCopies
+from actors.node_maker import NodeMaker
+from actors.recovery import RecoveryStats, Tries
+from actors.refs import ClusterNode
+from actors.routing import Router
+from actors.rpc import ActorLost, Handle, call
 from actors.tree_manager import ManagerStats
+from actors.worker_calls import WorkerCalls
+from actors.worker_stats import WorkerHealth, WorkerStats, total
 from dendrite.config import SamplingParams
 from dendrite.errors import InvalidArgument
 from dendrite.search.backend import BackendStats, Branch, NodeRef
-
-T = TypeVar("T")
-
-MANAGER = "the tree manager"
+from dendrite.spans import span
 
 
 class ClusterClient:
     """Prefill, expand, score and release on the workers of a cluster, under one lease.
 
-    Implements `dendrite.search.backend.Backend`; its node references are `ClusterNode`s. A new prompt goes to the
-    worker with the fewest trees; children are made where their parent's KV lies. May be used from several event
+    Implements `dendrite.search.backend.Backend`; its node references are `ClusterNode`s. May be used from several event
     loops, one after the other.
+
+    A reference is good until its node is released, whatever becomes of the worker that made it: where that worker is
+    lost, the node is rebuilt on another from its tokens, with its shared ancestors once, and the call made again.
+    Sampling keyed by `SamplingParams.seed` draws the same tokens there. Without one the key is the node's place in the
+    worker's tree, which a rebuilt node does not keep.
     """
 
-    def __init__(self, manager: Handle, workers: Sequence[Handle], lease: int) -> None:
-        self._manager, self._workers, self._lease = manager, tuple(workers), lease
-        self._count = itertools.count()
-        self._calls = CancellableCalls()
+    def __init__(
+        self,
+        manager: Handle,
+        workers: Sequence[Handle],
+        lease: int,
+        *,
+        fleet: Fleet | None = None,
+        router: Router | None = None,
+        recovery: RecoveryStats | None = None,
+    ) -> None:
+        """Use a cluster under a lease.
+
+        Args:
+            manager: the tree manager.
+            workers: the model workers, in the order of their numbers.
+            lease: an open lease, which its holder renews.
+            fleet: what this process knows of the workers; clients of one process share it.
+            router: chooses workers by it; shared likewise.
+            recovery: where to count recoveries; shared likewise.
+        """
+        self._manager, self._lease = manager, lease
+        self._fleet = fleet or Fleet(workers)
+        self._recovery = recovery if recovery is not None else RecoveryStats()
+        router = router or Router(self._fleet)
+        self.replicator = router.replicator
+        """Decides on copies of nodes for the sake of long queues, and counts them."""
+        self._calls = WorkerCalls(manager, lease, self._fleet)
+        self._maker = NodeMaker(self._calls, router, self._recovery)
+        self._copies = NodeCopies(self._calls, self._maker, router, self._recovery)
+
+    # ---------------------------------------------------------------- the backend's verbs
 
     async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         """The token ids of a text, with those that begin a sequence if `special`. All workers have one tokenizer."""
-        tokens: tuple[int, ...] = await call(self._workers[0].tokenize.remote(text, special), _name(0))
-        return tokens
+        tries = Tries("tokenize", self._fleet, self._recovery)
+        while tries.left:
+            worker = (await self._fleet.alive())[0]
+            epoch = self._fleet.epoch(worker)
+            try:
+                reply = self._fleet.handle(worker).tokenize.remote(text, special)
+                tokens: tuple[int, ...] = await call(self._fleet.watch(worker, reply), name(worker))
+            except ActorLost as error:
+                tries.lost(worker, epoch, error)
+            else:
+                return tokens
+        raise tries.failed()
 
     async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> ClusterNode:
-        """Compute a prompt on the least loaded worker and return its root."""
-        tree, call_id = self._new_id(), self._new_id()
-        try:
-            worker: int = await call(self._manager.place.remote(tree), MANAGER)
-            reply = self._workers[worker].prefill.remote(call_id, tree, prompt, seed)
-            return await self._cancellable(worker, call_id, reply, undo=self.release)
-        except BaseException:
-            self._manager.unplace.remote(tree)
-            raise
+        """Compute a prompt and return its root, on the worker that has most of it cached or else the least loaded."""
+        tokens = await self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        with span("prefill"):
+            root, epoch = await self._maker.prefill(tokens, seed)
+        self._copies.add_root(root, epoch, tuple(tokens), seed)
+        return root
 
     async def expand(self, node: NodeRef, n: int, params: SamplingParams) -> list[Branch]:
         """Fork `node` n times and decode all children, in one message. Cancelling the awaiting task releases them."""
-        at, call_id = self._known(node), self._new_id()
-        reply = self._workers[at.worker].expand.remote(call_id, at.tree, at.node, n, params)
-        return await self._cancellable(at.worker, call_id, reply, undo=self._release_branches)
+
+        async def expand_at(at: ClusterNode) -> list[Branch]:
+            began, before = time.monotonic(), self._fleet.call_seconds(at.worker)
+            branches: list[Branch] = await self._calls.send(
+                at.worker, "expand", at.tree, at.node, n, params, undo=self._calls.take_back
+            )
+            steps = max(len(branch.tokens) for branch in branches)
+            seconds = time.monotonic() - began
+            calls = (self._fleet.call_seconds(at.worker) - before) / seconds
+            self._fleet.rates(at.worker).decoded(seconds, steps, calls)
+            return branches
+
+        at = self._known(node)
+        with span("expand", tree=str(at.tree), node=at.node, n=n):
+            return await self._copies.grow(at, "expand", expand_at)
 
     async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork `node` once a continuation and write it there. Cancelling the awaiting task releases the children."""
-        at, call_id = self._known(node), self._new_id()
-        reply = self._workers[at.worker].append.remote(call_id, at.tree, at.node, continuations)
-        return await self._cancellable(at.worker, call_id, reply, undo=self._release_branches)
+        return await self._copies.grow(self._known(node), "append", lambda at: self._maker.append(at, continuations))
 
     async def score(self, node: NodeRef, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` as a continuation of `node`."""
-        at, call_id = self._known(node), self._new_id()
-        reply = self._workers[at.worker].score.remote(call_id, at.tree, at.node, tokens)
-        return await self._cancellable(at.worker, call_id, reply)
+
+        async def score_at(at: ClusterNode) -> list[float]:
+            scores: list[float] = await self._calls.send(at.worker, "score", at.tree, at.node, tokens)
+            return scores
+
+        return await self._copies.at(self._known(node), "score", score_at)
 
     async def value(self, node: NodeRef) -> float | None:
         """The value head's estimate at `node`, None without a value head."""
-        at, call_id = self._known(node), self._new_id()
-        reply = self._workers[at.worker].value.remote(call_id, at.tree, at.node)
-        return await self._cancellable(at.worker, call_id, reply)
+
+        async def value_at(at: ClusterNode) -> float | None:
+            value: float | None = await self._calls.send(at.worker, "value", at.tree, at.node)
+            return value
+
+        return await self._copies.at(self._known(node), "value", value_at)
 
     async def release(self, node: NodeRef, *, subtree: bool = False) -> None:
         """Give the node up (and all below it); idempotent."""
-        at = self._known(node)
-        await call(self._workers[at.worker].release.remote(at.tree, at.node, subtree), _name(at.worker))
+        await self._copies.release(self._known(node), subtree=subtree)
 
     async def stats(self) -> BackendStats:
-        """Totals over the workers."""
-        return _total(await self.worker_stats())
+        """Totals over the workers that are alive.
+
+        Raises:
+            ClusterError: none is.
+        """
+        replies = await asyncio.gather(*self._calls.ask("stats"), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, ActorLost):
+                raise reply
+        living = [reply for reply in replies if not isinstance(reply, BaseException)]
+        if not living:
+            raise next(reply for reply in replies if isinstance(reply, BaseException))
+        return total(living)
+
+    # ---------------------------------------------------------------- what is going on
 
     async def worker_stats(self) -> list[WorkerStats]:
-        """What each worker has done, and holds."""
-        return await self._ask_all("stats")
+        """What each worker has done since it was started, and holds. Waits for one that is being restarted."""
+        return list(await asyncio.gather(*self._calls.ask("stats")))
 
     async def health(self) -> list[WorkerHealth]:
         """Signs of life of all workers.
 
         Raises:
-            ClusterError: a worker is not alive.
+            ActorLost: a worker is not alive.
         """
-        return await self._ask_all("health")
+        replies = {worker: self._fleet.handle(worker).health.remote() for worker in self._fleet.members}
+        return list(await asyncio.gather(*(call(reply, name(worker)) for worker, reply in replies.items())))
 
     async def manager_stats(self) -> ManagerStats:
         """What the tree manager knows, once it has heard of all that has happened on the workers."""
-        await self._ask_all("flush")
-        stats: ManagerStats = await call(self._manager.stats.remote(), MANAGER)
+        await asyncio.gather(*self._calls.ask("flush"))
+        stats: ManagerStats = await self._calls.ask_manager(lambda: self._manager.stats.remote())
         return stats
+
+    async def recovery_stats(self) -> RecoveryStats:
+        """What this client, and those that share its counts, have recovered from."""
+        return dataclasses.replace(self._recovery)
 
     async def lineage(self, node: NodeRef) -> tuple[int, ...]:
         """All tokens from the root to the end of `node`, as the tree manager has them on record.
@@ -109,9 +180,16 @@ class ClusterClient:
         Raises:
             UnknownNode: the manager has not heard of the node, or it is released and nothing held descends from it.
         """
-        at = self._known(node)
-        tokens: tuple[int, ...] = await call(self._manager.lineage.remote(at.tree, at.node), MANAGER)
+        at = self._copies.copy_of(self._known(node))
+        tokens: tuple[int, ...] = await self._calls.ask_manager(lambda: self._manager.lineage.remote(at.tree, at.node))
         return tokens
+
+    async def holders(self, node: NodeRef) -> tuple[int, ...]:
+        """The workers that have the KV of `node`, held or for a descendant's sake, as the tree manager knows."""
+        at = self._known(node)
+        await asyncio.gather(*self._calls.ask("flush"))
+        workers: tuple[int, ...] = await self._calls.ask_manager(lambda: self._manager.holders.remote(at.tree, at.node))
+        return workers
 
     async def check(self) -> None:
         """Verify the KV invariants of all workers.
@@ -119,57 +197,19 @@ class ClusterClient:
         Raises:
             InvariantViolation: one does not hold.
         """
-        await self._ask_all("check")
+        await asyncio.gather(*self._calls.ask("check"))
 
     async def settle(self) -> None:
         """Return once calls that were cancelled have left nothing behind."""
         await self._calls.settle()
+        await self._copies.settle()
 
-    def _new_id(self) -> int:
-        return unique_id(self._lease, next(self._count))
+    async def reclaim(self) -> None:
+        """Have what is still held under the lease released, where the tree manager does not know of it."""
+        await self.settle()
+        await self._maker.reclaim()
 
     def _known(self, node: NodeRef) -> ClusterNode:
-        if not isinstance(node, ClusterNode) or not 0 <= node.worker < len(self._workers):
+        if not isinstance(node, ClusterNode) or not 0 <= node.worker < len(self._fleet):
             raise InvalidArgument("node", node, "must be a node of this cluster")
         return node
-
-    async def _cancellable(
-        self,
-        worker: int,
-        call_id: int,
-        reply: ObjectRef[T],
-        undo: Callable[[T], Awaitable[None]] | None = None,
-    ) -> T:
-        def cancel() -> None:
-            self._workers[worker].cancel.remote(call_id)
-
-        return await self._calls.call(reply, _name(worker), cancel=cancel, undo=undo)
-
-    async def _release_branches(self, branches: list[Branch]) -> None:
-        await asyncio.gather(*(self.release(branch.node) for branch in branches))
-
-    async def _ask_all(self, method: str) -> list[Any]:
-        replies = [getattr(worker, method).remote() for worker in self._workers]
-        calls = (call(reply, _name(index)) for index, reply in enumerate(replies))
-        return list(await asyncio.gather(*calls))
-
-
-def _name(worker: int) -> str:
-    return f"worker {worker}"
-
-
-def _total(workers: Sequence[WorkerStats]) -> BackendStats:
-    engines = [worker.engine for worker in workers]
-    decoded = sum(engine.decode_tokens for engine in engines)
-    shared = sum(engine.shared_ratio * engine.decode_tokens for engine in engines)
-    return BackendStats(
-        prefill_tokens=sum(engine.prefill_tokens for engine in engines),
-        recomputed_tokens=sum(engine.recomputed_tokens for engine in engines),
-        decode_tokens=decoded,
-        cached_tokens=sum(engine.cached_tokens for engine in engines),
-        forks=sum(engine.forks for engine in engines),
-        pages_held=sum(engine.pages_held for engine in engines),
-        shared_ratio=shared / decoded if decoded else 0.0,
-        page_tokens=engines[0].page_tokens,
-        page_bytes=engines[0].page_bytes,
-    )

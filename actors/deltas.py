@@ -1,19 +1,20 @@
-"""What a worker tells the tree manager, in batches that nothing on the path of a token waits for."""
+"""What a worker tells the tree manager: packed arrays, without a Python object for each event."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple
 
-_log = logging.getLogger(__name__)
+import numpy as np
+from numpy.typing import NDArray
 
-MAX_EVENTS = 256
-"""Events that are sent at once, without waiting for more."""
-MAX_DELAY_S = 0.005
-"""How long an event waits for others to share its message."""
+NO_PARENT = -1
+"""The parent of a node whose tokens are its whole path."""
+
+GROUP = np.dtype([("tree", "<i8"), ("added", "<i4"), ("released", "<i4"), ("tokens", "<i4")])
+"""A tree's share of a pack: its id, and how many of the pack's added nodes, released nodes and tokens are its."""
+ADDED = np.dtype([("node", "<i4"), ("parent", "<i4"), ("base", "<i4"), ("length", "<i4")])
+"""A node that is now held: it continues the first `base` tokens of its parent's path with `length` tokens."""
 
 
 class Added(NamedTuple):
@@ -37,7 +38,13 @@ class Released(NamedTuple):
     node: int
 
 
-Event: TypeAlias = Added | Released
+class Replica(NamedTuple):
+    """A node that has the tokens of a node of another tree, the original, which lies or lay on another worker."""
+
+    tree: int
+    node: int
+    original_tree: int
+    original: int
 
 
 class Load(NamedTuple):
@@ -47,59 +54,111 @@ class Load(NamedTuple):
     pages_held: int
 
 
-class Batch(NamedTuple):
-    """Events of one worker in the order they happened, and what it held after the last of them."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """Events, grouped by tree: the worker sorts them, of which there are many, for the manager, of which there is one.
 
-    worker: int
-    events: tuple[Event, ...]
-    load: Load
-
-
-class Outbox:
-    """Gathers a worker's events and sends them from a background task of the running event loop.
-
-    `measure` reads the worker's load; `send` delivers one batch. A batch that cannot be delivered is dropped
-    with a warning: the manager is a record of the workers, and a worker does not stop for its sake.
+    Within a tree all additions come before all releases. That is the order in which they happened as far as it matters:
+    an id is given to one node of a tree only, so a node is never added again after its release.
     """
 
-    def __init__(
-        self,
-        worker: int,
-        measure: Callable[[], Awaitable[Load]],
-        send: Callable[[Batch], Awaitable[None]],
-    ) -> None:
-        self._worker, self._measure, self._send = worker, measure, send
-        self._events: list[Event] = []
-        self._full = asyncio.Event()
-        self._sender: asyncio.Task[None] | None = None
+    groups: NDArray[np.void]
+    """One `GROUP` a tree; its share of the other arrays follows that of the group before."""
+    added: NDArray[np.void]
+    """`ADDED` each."""
+    released: NDArray[np.int32]
+    """Node ids."""
+    tokens: NDArray[np.int32]
+    """The tokens of `added`, one node's after the other's."""
 
-    def add(self, event: Event) -> None:
-        """Queue an event; never waits. Needs a running event loop."""
-        self._events.append(event)
-        if len(self._events) >= MAX_EVENTS:
-            self._full.set()
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.get_running_loop().create_task(self._send_all())
+    @property
+    def events(self) -> int:
+        """Nodes added and released."""
+        return len(self.added) + len(self.released)
 
-    async def flush(self) -> None:
-        """Return once the manager has every event queued so far, and the worker's present load."""
-        if self._sender is not None:
-            self._full.set()
-            await asyncio.shield(self._sender)
-        await self._send_batch()
 
-    async def _send_all(self) -> None:
-        while self._events:
-            if len(self._events) < MAX_EVENTS and not self._full.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), MAX_DELAY_S)
-            self._full.clear()
-            await self._send_batch()
+NO_EVENTS = Pack(np.zeros(0, GROUP), np.zeros(0, ADDED), np.zeros(0, np.int32), np.zeros(0, np.int32))
 
-    async def _send_batch(self) -> None:
-        events, self._events = tuple(self._events), []
-        try:
-            await self._send(Batch(self._worker, events, await self._measure()))
-        except Exception as error:
-            lost = len(events)
-            _log.warning("the tree manager missed %d events of worker %d: %s", lost, self._worker, error)
+
+class _Share:
+    """One tree's events, as columns of a pack."""
+
+    __slots__ = ("added", "released", "tokens")
+
+    def __init__(self) -> None:
+        self.added: list[tuple[int, int, int, int]] = []
+        self.released: list[int] = []
+        self.tokens: list[int] = []
+
+
+class EventLog:
+    """Gathers events until they are packed."""
+
+    def __init__(self) -> None:
+        self._shares: dict[int, _Share] = {}
+        self.events = 0
+        """Events since the last `pack`."""
+
+    def add(self, event: Added | Released) -> None:
+        """Note an event that follows all that were noted before."""
+        share = self._shares.get(event.tree)
+        if share is None:
+            share = self._shares[event.tree] = _Share()
+        if isinstance(event, Added):
+            parent = NO_PARENT if event.parent is None else event.parent
+            share.added.append((event.node, parent, event.base, len(event.tokens)))
+            share.tokens.extend(event.tokens)
+        else:
+            share.released.append(event.node)
+        self.events += 1
+
+    def pack(self) -> Pack:
+        """Take all events out, as arrays."""
+        shares, self._shares, self.events = self._shares, {}, 0
+        if not shares:
+            return NO_EVENTS
+        groups = [(tree, len(share.added), len(share.released), len(share.tokens)) for tree, share in shares.items()]
+        return Pack(
+            np.array(groups, GROUP),
+            np.array([row for share in shares.values() for row in share.added], ADDED),
+            np.array([node for share in shares.values() for node in share.released], np.int32),
+            np.array([token for share in shares.values() for token in share.tokens], np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Status:
+    """What the manager's first shard hears of a worker besides its nodes.
+
+    `begun` and `ended` are trees of which the worker holds a first node and no node any more, since it last said so; in
+    a report, `begun` are all trees of which it holds nodes. `expired` are the leases whose end it was told of.
+    `replicas` are new ones too, and in a report all.
+    """
+
+    load: Load
+    draining: bool
+    begun: NDArray[np.int64]
+    ended: NDArray[np.int64]
+    expired: NDArray[np.int64]
+    replicas: tuple[Replica, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One message of a worker to a shard of the manager.
+
+    Attributes:
+        worker: the worker's index.
+        epoch: the worker's incarnation.
+        shard_epoch: the shard's incarnation, as far as the worker knows; None in a report, which introduces it.
+        number: how many messages of this incarnation to this shard came before.
+        packs: events in order; in a report one pack, of all that the worker holds and of what that descends from.
+        status: None for shards that need none.
+    """
+
+    worker: int
+    epoch: int
+    shard_epoch: int | None
+    number: int
+    packs: tuple[Pack, ...]
+    status: Status | None

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import functools
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from actors.admission import MAX_CALLS, Admission
 from actors.calls import RunningCalls
-from actors.deltas import Added, Batch, Load, Outbox, Released
-from actors.node_table import NodeTable
+from actors.deltas import Batch, Load
+from actors.engine_gauge import EngineGauge
+from actors.held_nodes import HeldNodes
+from actors.incarnation import incarnation, this_actor
+from actors.kv_transfer import Arrival, KvSource
+from actors.metrics import Recorder
+from actors.metrics_reporter import report_on, report_worker
+from actors.outbox import Outbox, Receipt
+from actors.peers import Peers
 from actors.refs import ClusterNode, lease_of
-from actors.rpc import Handle, call
+from actors.release_queue import Given
+from actors.rpc import call
+from actors.tensor_group import followers_for
+from actors.worker_stats import WorkerHealth, WorkerStats
 from dendrite.config import EngineConfig, SamplingParams
-from dendrite.engine.stats import EngineStats
-from dendrite.errors import Cancelled, InvalidArgument, LeaseExpired, NodeReleased
-from dendrite.kv.node import Node
+from dendrite.errors import Cancelled, ClusterError, InvalidArgument, LeaseExpired, StaleEpoch
+from dendrite.logs import set_up_logs_from_environment
 from dendrite.search.backend import Branch
+
+if TYPE_CHECKING:
+    from dendrite.kv.path_kv import PathKv
 
 T = TypeVar("T")
 
 MAX_CHILDREN = 65_536
 """Most children of one `expand`, so that a slip of a caller cannot fill a worker with nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """What a worker has done (`engine`), and what it holds for others. `in_flight` counts calls under way."""
-
-    worker: int
-    engine: EngineStats
-    live_nodes: int
-    in_flight: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerHealth:
-    """Sign of life of a worker whose engine answers between two steps."""
-
-    worker: int
-    pid: int
-    threads: int
-    seconds_up: float
 
 
 class ModelWorker:
@@ -53,28 +46,61 @@ class ModelWorker:
     manager afterwards, in batches, and no call waits for that.
     """
 
-    def __init__(self, index: int, model: str, config: EngineConfig, threads: int, manager: Handle) -> None:
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        config: EngineConfig,
+        threads: int,
+        managers: Peers,
+        max_calls: int = MAX_CALLS,
+    ) -> None:
+        """Take note of the settings; a restarted worker loads the model here too, for nobody calls `load` again.
+
+        Args:
+            index: the worker's number.
+            model: folder of the model.
+            config: the engine's settings.
+            threads: the engine's CPU threads.
+            managers: gives the shards of the tree manager, the first one first.
+            max_calls: most calls under way; more are refused.
+        """
+        set_up_logs_from_environment()
         self._index, self._model, self._config, self._threads = index, model, config, threads
-        self._manager = manager
-        self._nodes = NodeTable()
+        self._managers = managers()
+        self._epoch = incarnation()
         self._calls = RunningCalls()
-        self._expired: set[int] = set()
-        self._outbox = Outbox(index, self._load, self._report)
+        self._admission = Admission(index, max_calls)
+        sends = [functools.partial(self._send, shard) for shard in range(len(self._managers))]
+        self._outbox = Outbox(index, self._epoch, sends, self._load, lambda: sorted(self._nodes.expired))
         self._began = time.monotonic()
+        if self._epoch:
+            self._start()
 
     async def load(self) -> None:
-        """Load the model. Apart from the constructor, so that a typed error reaches the caller.
+        """Load the model and report to the tree manager. Apart from the constructor, so that a typed error gets out.
 
         Raises:
             ModelError: the model cannot be loaded.
         """
+        self._start()
+        await self._outbox.flush()
+
+    def _start(self) -> None:
         import torch  # here and below: a process that only names this class should not load torch
 
         from dendrite.engine.async_engine import AsyncEngine
         from dendrite.engine.engine import Engine
 
         torch.set_num_threads(self._threads)
-        self._engine = AsyncEngine(Engine.from_pretrained(self._model, config=self._config), threaded=True)
+        others = followers_for(self._model, self._config, self._threads)
+        engine = Engine.from_pretrained(self._model, config=self._config, followers=others)
+        self._engine = AsyncEngine(engine, threaded=True)
+        self._gauge = EngineGauge(lambda: self._engine.run(engine.stats), engine.stats())
+        self._nodes = HeldNodes(self._index, self._engine, self._outbox)
+        self._outbox.start()
+        self._recorder = Recorder(worker=str(self._index))
+        self._reporting = asyncio.get_running_loop().create_task(report_on(self._report))
 
     async def prefill(self, call_id: int, tree: int, prompt: str | Sequence[int], seed: int | None) -> ClusterNode:
         """Compute a prompt as the root of `tree`. The caller has made both ids under its lease.
@@ -82,8 +108,9 @@ class ModelWorker:
         Raises:
             LeaseExpired: the lease has run out.
             Cancelled: by `cancel` with the id of this call, as in every method that takes one.
+            Overloaded, WorkerDraining: nothing was done, as in every such method.
         """
-        return await self._run(call_id, tree, self._prefill(tree, prompt, seed))
+        return await self._run(call_id, tree, self._nodes.prefill(tree, prompt, seed))
 
     async def expand(self, call_id: int, tree: int, node: int, n: int, params: SamplingParams) -> list[Branch]:
         """Fork a node `n` times and decode all children, in one message.
@@ -94,14 +121,39 @@ class ModelWorker:
         """
         if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHILDREN:
             raise InvalidArgument("n", n, f"must be a whole number, 1 to {MAX_CHILDREN}")
-        return await self._run(call_id, tree, self._grow(tree, node, lambda at: self._engine.expand(at, n, params)))
+        return await self._run(
+            call_id, tree, self._nodes.grow(tree, node, lambda at: self._engine.expand(at, n, params))
+        )
 
     async def append(self, call_id: int, tree: int, node: int, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork a node once a continuation and write it there. Raises what `expand` raises."""
-        if not 1 <= len(continuations) <= MAX_CHILDREN:
-            raise InvalidArgument("continuations", len(continuations), f"must be 1 to {MAX_CHILDREN} of them")
-        grown = self._grow(tree, node, lambda parent: self._engine.append(parent, continuations))
+        if not isinstance(continuations, Sequence) or not 1 <= len(continuations) <= MAX_CHILDREN:
+            raise InvalidArgument("continuations", continuations, f"must be a sequence of 1 to {MAX_CHILDREN}")
+        grown = self._nodes.grow(tree, node, lambda parent: self._engine.append(parent, continuations))
         return await self._run(call_id, tree, grown)
+
+    async def export_kv(self, tree: int, node: int, start: int, end: int) -> PathKv:
+        """The KV of tokens `start` .. `end` - 1 of a node's path, for another worker; see `actors.kv_transfer`.
+
+        Raises:
+            LeaseExpired, NodeReleased, UnknownNode, KvNotComputed, InvalidArgument: there is no such KV here.
+        """
+        return await self._nodes.export(tree, node, start, end)
+
+    async def import_kv(
+        self, call_id: int, tree: int, parent: int | None, source: KvSource, seed: int | None
+    ) -> Arrival:
+        """Fetch KV from another worker and make a node of it, below a node or (None) as the root of `tree`.
+
+        Raises:
+            TransferFailed, OutOfPages, KvNotComputed, KvFormatMismatch: nothing was made.
+        """
+
+        async def fetch_and_adopt() -> Arrival:
+            part = await source.fetch()
+            return Arrival(await self._nodes.adopt(tree, parent, part, seed), len(part.tokens), part.nbytes)
+
+        return await self._run(call_id, tree, fetch_and_adopt())
 
     async def tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         """The token ids of a text, with those that begin a sequence if `special`."""
@@ -109,40 +161,66 @@ class ModelWorker:
 
     async def score(self, call_id: int, tree: int, node: int, tokens: Sequence[int]) -> list[float]:
         """Natural-log probability of each of `tokens` as a continuation of a node."""
-        return await self._run(call_id, tree, self._engine.score(self._get(tree, node), tokens))
+        return await self._run(call_id, tree, self._engine.score(self._nodes.get(tree, node), tokens))
 
     async def value(self, call_id: int, tree: int, node: int) -> float | None:
         """The value head's estimate at a node, None without a value head."""
-        return await self._run(call_id, tree, self._engine.value(self._get(tree, node)))
+        return await self._run(call_id, tree, self._engine.value(self._nodes.get(tree, node)))
+
+    async def add_replica(self, tree: int, node: int, original: ClusterNode) -> None:
+        """Have it on record that a node held here is a copy of another worker's."""
+        self._nodes.add_replica(tree, node, original)
 
     async def cancel(self, call_id: int) -> None:
         """Cancel a call under way; what it was making is released."""
         self._calls.cancel(call_id)
 
-    async def release(self, tree: int, node: int, subtree: bool) -> None:
-        """Give a node up, with `subtree` all below it. Idempotent: a node that is not held is nothing to do."""
-        await self._release([(tree, held) for held in self._nodes.pop(tree, node, subtree=subtree)], subtree)
+    async def release(self, nodes: Sequence[Given]) -> None:
+        """Give nodes up. Idempotent: a node that is not held is nothing to do."""
+        await self._nodes.release(nodes)
 
-    async def reclaim(self, lease: int, expired: bool) -> None:
+    async def reclaim(self, lease: int, expired: bool, epoch: int | None = None) -> None:
         """Cancel what runs under a lease and release all that is held under it.
 
         With `expired`, later calls under the lease are refused: its holder may not know yet. Otherwise its holder
-        has closed it, and makes no more.
+        has closed it, and makes no more. `epoch` is the tree manager's, if it is the one that asks.
+
+        Raises:
+            StaleEpoch: a later incarnation of the manager is known here.
         """
+        current = self._outbox.couriers[0].shard_epoch
+        if epoch is not None and epoch < current:
+            raise StaleEpoch("the tree manager", epoch, current)
         if expired:
-            self._expired.add(lease)
+            self._nodes.expired.add(lease)
         await self._calls.cancel_lease(lease)
-        await self._release(list(self._nodes.close(lease)), subtree=False)
+        await self._nodes.close(lease)
+
+    async def drain(self, timeout_s: float = 60.0) -> None:
+        """Empty the worker for good: refuse new work, end what runs, release everything, and tell the tree manager.
+
+        Calls that have not ended by themselves within `timeout_s` are cancelled. Idempotent.
+        """
+        self._admission.close()
+        self._outbox.draining = True
+        await self._outbox.flush()
+        if not await self._admission.idle(timeout_s):
+            await asyncio.gather(*(self._calls.cancel_lease(lease) for lease in self._admission.leases))
+        for lease in self._nodes.leases:
+            await self._nodes.close(lease)
+        await self._outbox.flush()
 
     async def stats(self) -> WorkerStats:
-        """Totals of the engine, and what is held here now."""
-        engine = await self._engine.run(self._engine.engine.stats)
-        return WorkerStats(self._index, engine, len(self._nodes), len(self._calls))
+        """What is held here now, and totals of the engine: of before, if it is in the middle of a long step."""
+        engine, age_s = await self._gauge.read()
+        refused, reports = self._admission.refused, self._outbox.reports
+        return WorkerStats(self._index, engine, len(self._nodes), len(self._calls), refused, reports, age_s)
 
     async def health(self) -> WorkerHealth:
-        """Return once the engine has been found between two steps."""
-        await self._engine.run(lambda: None)
-        return WorkerHealth(self._index, os.getpid(), self._threads, time.monotonic() - self._began)
+        """Answer at once, whatever the engine does."""
+        now = time.monotonic()
+        up, silent, draining = now - self._began, self._gauge.silent_s, self._admission.closed
+        return WorkerHealth(self._index, os.getpid(), self._threads, up, self._epoch, silent, draining)
 
     async def check(self) -> None:
         """Verify the engine's KV invariants.
@@ -160,70 +238,36 @@ class ModelWorker:
     # waits for its end finds either nothing made or everything on record.
 
     async def _run(self, call_id: int, tree: int, work: Coroutine[Any, Any, T]) -> T:
-        if lease_of(tree) in self._expired:
+        lease = lease_of(call_id)
+        try:
+            self._nodes.check_lease(tree)
+            self._admission.enter(lease)
+        except ClusterError:
             work.close()
-            raise LeaseExpired(tree)
+            raise
+        began = time.monotonic()
         try:
             return await self._calls.run(call_id, work)
         except Cancelled:
-            if lease_of(tree) in self._expired:
+            if lease_of(tree) in self._nodes.expired:
                 raise LeaseExpired(tree) from None
             raise
-
-    async def _prefill(self, tree: int, prompt: str | Sequence[int], seed: int | None) -> ClusterNode:
-        root = await self._engine.prefill(prompt, seed=seed)
-        self._nodes.add(tree, root)
-        self._outbox.add(Added(tree, root.id, None, 0, tuple(root.path_tokens)))
-        return ClusterNode(self._index, tree, root.id)
-
-    async def _grow(self, tree: int, node: int, make: Callable[[Node], Awaitable[list[Branch]]]) -> list[Branch]:
-        """Make children of a node, and put them on record."""
-        parent = self._get(tree, node)
-        try:
-            branches = await make(parent)
-        except NodeReleased:
-            raise NodeReleased(tree, node) from None  # the engine has numbers of its own for trees
-        children = [_node(branch) for branch in branches]
-        if any(child.released for child in children):  # with the subtree of an ancestor, in the last step
-            await self._engine.run(lambda: _release_all(children))
-            raise Cancelled(f"the children of node {node} of tree {tree} were released while they were decoded")
-        for child in children:
-            self._nodes.add(tree, child)
-            self._outbox.add(self._added(tree, parent, child))
-        return [
-            dataclasses.replace(branch, node=ClusterNode(self._index, tree, child.id), worker=self._index)
-            for branch, child in zip(branches, children, strict=True)
-        ]
-
-    def _get(self, tree: int, node: int) -> Node:
-        if lease_of(tree) in self._expired:
-            raise LeaseExpired(tree)
-        return self._nodes.get(tree, node)
-
-    def _added(self, tree: int, parent: Node, child: Node) -> Added:
-        """Describe a new child; by its whole path where its parent is not on record any more."""
-        if (tree, parent.id) in self._nodes:
-            return Added(tree, child.id, parent.id, child.base, tuple(child.tokens))
-        return Added(tree, child.id, None, 0, tuple(child.path_tokens))
-
-    async def _release(self, held: list[tuple[int, Node]], subtree: bool) -> None:
-        for tree, node in held:
-            self._outbox.add(Released(tree, node.id))
-        await self._engine.run(lambda: _release_all([node for _, node in held], subtree))
+        finally:
+            self._admission.leave(lease, time.monotonic() - began)
 
     async def _load(self) -> Load:
         stats = await self.stats()
         return Load(stats.live_nodes, stats.engine.pages_held)
 
-    async def _report(self, batch: Batch) -> None:
-        await call(self._manager.apply.remote(batch), "the tree manager")
+    async def _report(self) -> None:
+        from dendrite.kv.sharing import shared_pages
 
+        shared = await self._engine.run(lambda: shared_pages(self._engine.engine.cache))
+        report_worker(self._recorder, await self.stats(), shared)
 
-def _node(branch: Branch) -> Node:
-    assert isinstance(branch.node, Node)
-    return branch.node
-
-
-def _release_all(nodes: Sequence[Node], subtree: bool = False) -> None:
-    for node in nodes:
-        node.release(subtree=subtree)
+    async def _send(self, shard: int, batch: Batch) -> Receipt:
+        manager = self._managers[shard]
+        introduces = batch.shard_epoch is None and batch.status is not None
+        reply = manager.report.remote(batch, this_actor()) if introduces else manager.apply.remote(batch)
+        receipt: Receipt = await call(reply, "the tree manager")
+        return receipt

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from actors.deltas import Added
 from actors.refs import lease_of
 from dendrite.errors import NodeReleased, UnknownNode
 from dendrite.kv.node import Node
@@ -58,11 +59,22 @@ class NodeTable:
         found = self._trees.get(tree)
         if found is None:
             return []
-        names = [name for name in found.nodes if name == node]
+        names = [node] if node in found.nodes else []
         if subtree:
             names += [name for name, held in found.nodes.items() if name != node and _descends(held, node)]
         self._live -= len(names)
         return [found.nodes.pop(name) for name in names]
+
+    def describe(self, tree: int, parent: Node, child: Node) -> Added:
+        """The record of a new child: by its whole path where its parent is not held any more."""
+        if (tree, parent.id) in self:
+            return Added(tree, child.id, parent.id, child.base, tuple(child.tokens))
+        return Added(tree, child.id, None, 0, tuple(child.path_tokens))
+
+    @property
+    def leases(self) -> set[int]:
+        """Leases under which something was held and which have not been closed."""
+        return {lease_of(tree) for tree in self._trees}
 
     def close(self, lease: int) -> Iterator[tuple[int, Node]]:
         """Forget all trees of a lease, and yield the nodes that were still held, with their trees."""
@@ -79,3 +91,9 @@ def _descends(node: Node, ancestor: int) -> bool:
     while above is not None and above.tree is node.tree and above.id > ancestor:
         above = above.parent
     return above is not None and above.tree is node.tree and above.id == ancestor
+
+
+def release_all(nodes: Sequence[Node], subtree: bool = False) -> None:
+    """Release nodes, with `subtree` all below them too. For the engine's thread."""
+    for node in nodes:
+        node.release(subtree=subtree)

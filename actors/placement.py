@@ -32,6 +32,14 @@ class WorkerShare:
         }
 
 
+def with_environment(options: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a Ray actor, with more variables in its environment."""
+    if not variables:
+        return dict(options)
+    given = options.get("runtime_env", {})
+    return {**options, "runtime_env": {**given, "env_vars": {**given.get("env_vars", {}), **variables}}}
+
+
 def share(
     workers: int,
     device: Literal["cpu", "cuda", "auto"],

@@ -25,3 +25,12 @@ def unique_id(lease: int, count: int) -> int:
 def lease_of(tree_or_call: int) -> int:
     """The lease that an id was made under."""
     return tree_or_call // IDS_PER_LEASE
+
+
+def shard_of(tree: int, shards: int) -> int:
+    """The shard of the tree manager that keeps a tree's record.
+
+    Multiplying by 2^64 divided by the golden ratio spreads the ids of one lease, which are near one another, and the
+    first ids of all leases, which are multiples of a power of two (Knuth, The Art of Computer Programming, 6.4).
+    """
+    return ((tree * 0x9E37_79B9_7F4A_7C15 & 0xFFFF_FFFF_FFFF_FFFF) >> 32) % shards

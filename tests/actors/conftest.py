@@ -50,3 +50,10 @@ async def cluster(shared_cluster: Cluster) -> AsyncIterator[Cluster]:
     assert [load.pages_held for load in stats.loads] == [0, 0]
     assert [worker.live_nodes for worker in await shared_cluster.worker_stats()] == [0, 0]
     await shared_cluster.check()
+
+
+@pytest.fixture(scope="session")
+def mortal_cluster(ray_here: None) -> Iterator[Cluster]:
+    """A cluster to kill actors of: Ray restarts them."""
+    with actors.connect("countdown", workers=2, drivers=2, cpus_per_worker=1, kv_tokens=32_768) as cluster:
+        yield cluster

@@ -27,6 +27,8 @@ def test_bad_arguments_are_refused_before_anything_starts(tiny_model: Path) -> N
         {"workers": 10**6},
         {"workers": 1.5},
         {"drivers": 0},
+        {"shards": 0},
+        {"max_calls": 0},
         {"lease_ttl_s": 0},
         {"start_timeout_s": -1},
         {"cpus_per_worker": 0},

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.placement import WorkerShare, share
+from actors.placement import WorkerShare, share, with_environment
 from dendrite.errors import ClusterError
 
 
@@ -28,6 +28,14 @@ def test_gpus_are_taken_where_every_worker_can_have_one() -> None:
     assert share(2, "auto", free, 8.0) == WorkerShare("cuda", cpus=8.0, gpus=1, threads=8)
     assert share(3, "auto", free, 8.0).device == "cpu"
     assert share(2, "cpu", free, 8.0).gpus == 0
+
+
+def test_an_actor_s_environment_is_added_to() -> None:
+    options = WorkerShare("cpu", cpus=1.0, gpus=0, threads=1).options()
+    assert with_environment(options, {}) == options
+    variables = with_environment(options, {"DENDRITE_LOG_FORMAT": "json"})["runtime_env"]["env_vars"]
+    assert variables == {**options["runtime_env"]["env_vars"], "DENDRITE_LOG_FORMAT": "json"}
+    assert with_environment({"num_cpus": 0}, {"A": "b"}) == {"num_cpus": 0, "runtime_env": {"env_vars": {"A": "b"}}}
 
 
 def test_what_is_missing_is_named() -> None:

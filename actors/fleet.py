@@ -1,0 +1,292 @@
+"""What a process knows of the workers: which are alive, and how fast they have been."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from actors.line_fit import LineFit
+from actors.rpc import ActorLost, Handle, call, longer
+from dendrite.errors import ClusterError, DendriteError, InvalidArgument, WorkerDraining
+
+T = TypeVar("T")
+
+_CROWD_KEEP, _CROWD_ORIGIN = 0.98, 0.2
+_SMOOTHING = 0.3
+"""Weight of the newest measurement in an average."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryOptions:
+    """How much trouble a client takes: times in seconds.
+
+    Raises:
+        InvalidArgument: a number is out of range.
+    """
+
+    attempts: int = 5
+    """Most tries of one call, or of one search on its drivers."""
+    restart_timeout_s: float = 120.0
+    """The longest wait for a worker, or a driver, where none is alive but one may be restarted."""
+    manager_timeout_s: float = 60.0
+    """The longest wait for the tree manager to be restarted."""
+    silence_s: float = 30.0
+    """A worker that gives no sign of life for so long, while a call waits for it, is taken for dead."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
+            raise InvalidArgument("attempts", self.attempts, "must be a whole number, at least 1")
+        for name in ("restart_timeout_s", "manager_timeout_s", "silence_s"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgument(name, getattr(self, name), "must be a positive number of seconds")
+
+
+@dataclass(slots=True)
+class Rates:
+    """What has been measured of one worker: seconds of a decode step at best, tokens a second, seconds waited.
+
+    `steps` are those of a call, and `crowd` the seconds of a step by the calls under way. As long as these are always
+    as many, a step is taken to last in proportion to them, for nothing else is known.
+    """
+
+    step_s: float | None = None
+    prefill_rate: float | None = None
+    waited_s: float = 0.0
+    steps: float = 0.0
+    crowd: LineFit = field(default_factory=lambda: LineFit(keep=_CROWD_KEEP, origin=_CROWD_ORIGIN))
+
+    def decoded(self, seconds: float, steps: int, calls: float = 1.0) -> None:
+        """Take in a call that decoded `steps` tokens one after the other, one of so many `calls` under way.
+
+        What it took too long, it has waited.
+        """
+        if steps < 1:
+            return
+        step = seconds / steps
+        self.steps += _SMOOTHING * (steps - self.steps) if self.steps else steps
+        self.crowd.add(calls, step)
+        self.step_s = step if self.step_s is None else min(step, self.step_s)
+        self.waited_s += _SMOOTHING * (seconds - steps * self.step_s - self.waited_s)
+
+    def prefilled(self, seconds: float, tokens: int) -> None:
+        """Take in a call that computed `tokens`."""
+        if tokens < 1 or seconds <= 0:
+            return
+        rate = tokens / seconds
+        known = rate if self.prefill_rate is None else self.prefill_rate
+        self.prefill_rate = known + _SMOOTHING * (rate - known)
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    handle: Handle
+    rates: Rates
+    epoch: int = 0
+    state: Literal["up", "away", "dead"] = "up"  # dead: gone, or going, for good
+    in_flight: int = 0
+    call_seconds: float = 0.0  # of all calls so far, up to `changed`
+    changed: float = 0.0
+    retired: bool = False
+    probe: asyncio.Task[None] | None = None
+
+
+class Fleet:
+    """The workers as one process sees them. Its clients share it; a worker that one has lost, all have lost.
+
+    A worker's epoch goes up whenever it is found to have lost what it held.
+    """
+
+    def __init__(self, workers: Sequence[Handle], options: RecoveryOptions | None = None) -> None:
+        self.options = options or RecoveryOptions()
+        self._workers = [_Worker(handle, Rates()) for handle in workers]
+        self._late: set[asyncio.Future[None]] = set()
+        self._joining = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def join(self, worker: int, handle: Handle) -> None:
+        """A new worker is there, whose number follows the last one's. One that is known is known. From any thread."""
+        with self._joining:
+            if worker == len(self._workers):
+                self._workers.append(_Worker(handle, Rates()))
+
+    def retire(self, worker: int) -> None:
+        """A worker has been taken away for good, as was meant."""
+        found = self._workers[worker]
+        found.retired, found.state, found.epoch = True, "dead", found.epoch + 1
+
+    @property
+    def members(self) -> list[int]:
+        """The workers that belong to the cluster, alive or not."""
+        return [index for index, worker in enumerate(self._workers) if not worker.retired]
+
+    def handle(self, worker: int) -> Handle:
+        """The actor's handle."""
+        return self._workers[worker].handle
+
+    def epoch(self, worker: int) -> int:
+        """How often the worker has lost what it held, as far as this process knows."""
+        return self._workers[worker].epoch
+
+    def rates(self, worker: int) -> Rates:
+        """What has been measured of the worker."""
+        return self._workers[worker].rates
+
+    def in_flight(self, worker: int) -> int:
+        """Calls of this process that the worker has not answered."""
+        return self._workers[worker].in_flight
+
+    @contextlib.contextmanager
+    def under_way(self, worker: int) -> Iterator[None]:
+        """Counts as a call at a worker, be it that it waits for something else first."""
+        found = self._workers[worker]
+        self.call_seconds(worker)
+        found.in_flight += 1
+        try:
+            yield
+        finally:
+            self.call_seconds(worker)
+            found.in_flight -= 1
+
+    def call_seconds(self, worker: int) -> float:
+        """Seconds that calls have been under way there, all together: twice as many where two were at once."""
+        found, now = self._workers[worker], time.monotonic()
+        found.call_seconds += found.in_flight * (now - found.changed)
+        found.changed = now
+        return found.call_seconds
+
+    def queue_delay(self, worker: int) -> float:
+        """Seconds that a call is likely to wait there: as the last ones did, and none if nothing is under way."""
+        found = self._workers[worker]
+        return found.rates.waited_s if found.in_flight else 0.0
+
+    def crowd_delay(self, worker: int) -> float:
+        """Seconds that a call is likely to take longer there for the other calls of this process that are under way."""
+        found = self._workers[worker]
+        _, each = found.rates.crowd.line
+        return each * found.in_flight * found.rates.steps
+
+    def next_step(self, worker: int) -> float:
+        """Seconds that a decode step is likely to take there with one call more; where not measured, as elsewhere.
+
+        It tells replicas of a node apart. What calls have waited does not: it is known too late, so that all calls
+        would go to one worker and then all to another.
+        """
+        measured = [each.rates.crowd for each in self._workers if each.rates.crowd]
+        own = self._workers[worker].rates.crowd
+        crowd = own if own else next(iter(measured), own)
+        return crowd.at(self._workers[worker].in_flight + 1)
+
+    def prefill_rate(self, worker: int) -> float | None:
+        """Tokens a second of a prefill, as measured there or else on the slowest of the others; None if never."""
+        own = self._workers[worker].rates.prefill_rate
+        others = [each.rates.prefill_rate for each in self._workers if each.rates.prefill_rate is not None]
+        return own if own is not None else min(others, default=None)
+
+    @property
+    def up(self) -> list[int]:
+        """The workers that are alive, as far as this process knows."""
+        return [index for index, worker in enumerate(self._workers) if worker.state == "up"]
+
+    def lost(self, worker: int, epoch: int, error: DendriteError) -> bool:
+        """Note that what a worker held at an epoch is gone: since the worker is, or is being emptied, or was restarted.
+
+        Returns whether that is news: all calls that were under way there find out.
+        """
+        found = self._workers[worker]
+        if found.epoch != epoch:
+            return False
+        found.epoch += 1
+        if isinstance(error, WorkerDraining) or (isinstance(error, ActorLost) and error.permanent):
+            found.state = "dead"
+        elif isinstance(error, ActorLost):
+            found.state = "away"
+            self._probe(worker)
+        return True
+
+    async def alive(self) -> list[int]:
+        """The workers that are alive; where none is, wait for the first to be restarted.
+
+        Raises:
+            ClusterError: none will be, or none was in time.
+        """
+        deadline = time.monotonic() + self.options.restart_timeout_s
+        while not self.up:
+            away = [index for index, worker in enumerate(self._workers) if worker.state == "away"]
+            left = deadline - time.monotonic()
+            if not away or left <= 0:
+                dead = ", ".join(f"{name(index)} is not alive" for index in range(len(self)))
+                raise ClusterError(f"no worker is left: {dead}")
+            await asyncio.wait([self._probe(index) for index in away], timeout=left, return_when="FIRST_COMPLETED")
+        return self.up
+
+    def _probe(self, worker: int) -> asyncio.Task[None]:
+        """The task that waits for a worker to be back."""
+        found, loop = self._workers[worker], asyncio.get_running_loop()
+        if found.probe is None or found.probe.done() or found.probe.get_loop() is not loop:
+            found.probe = loop.create_task(self._until_back(worker))
+        return found.probe
+
+    async def _until_back(self, worker: int) -> None:
+        found, pause = self._workers[worker], 0.0
+        while found.state == "away":
+            try:
+                async with asyncio.timeout(self.options.silence_s):
+                    await call(found.handle.health.remote(), name(worker))
+                found.state = "up"
+            except ActorLost as lost:
+                if lost.permanent:
+                    found.state = "dead"
+            except (ClusterError, TimeoutError):
+                pass
+            pause = longer(pause)
+            if found.state == "away":
+                await asyncio.sleep(pause)
+
+    async def watch(self, worker: int, reply: Awaitable[T], late: Callable[[T], Awaitable[None]] | None = None) -> T:
+        """Await a worker's reply for as long as the worker gives signs of life.
+
+        Raises:
+            ActorLost: it is dead, or silent. Should the reply come after all, `late` takes it back.
+        """
+        waiting = asyncio.ensure_future(reply)
+        with self.under_way(worker):
+            while not (await asyncio.wait([waiting], timeout=self.options.silence_s))[0]:
+                if not await self._gives_signs(worker):
+                    self._take_back(waiting, late)
+                    raise ActorLost(name(worker), permanent=False)
+            return waiting.result()
+
+    async def _gives_signs(self, worker: int) -> bool:
+        try:
+            async with asyncio.timeout(self.options.silence_s):
+                await call(self._workers[worker].handle.health.remote(), name(worker))
+        except TimeoutError:
+            return False
+        except ClusterError:
+            pass  # dead: the reply itself is about to say so
+        return True
+
+    def _take_back(self, waiting: asyncio.Future[T], late: Callable[[T], Awaitable[None]] | None) -> None:
+        async def take_back() -> None:
+            try:
+                result = await waiting
+            except Exception:  # nothing was made
+                return
+            if late is not None:
+                await late(result)
+
+        task = asyncio.ensure_future(take_back())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+
+def name(worker: int) -> str:
+    """A worker in words."""
+    return f"worker {worker}"

@@ -1,0 +1,143 @@
+"""What a worker holds for others: nodes are made in the engine and put on record here, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from actors.deltas import Added, Released, Replica
+from actors.node_table import NodeTable, release_all
+from actors.outbox import Outbox
+from actors.refs import ClusterNode, lease_of
+from actors.release_queue import Given
+from dendrite.errors import Cancelled, LeaseExpired, NodeReleased
+from dendrite.kv.node import Node
+from dendrite.search.backend import Branch
+
+if TYPE_CHECKING:
+    from dendrite.engine.async_engine import AsyncEngine  # which loads torch: see `ModelWorker`
+    from dendrite.kv.path_kv import PathKv
+
+
+class HeldNodes:
+    """The nodes of one engine by the names that others know them by; the outbox hears of each and of its end."""
+
+    def __init__(self, worker: int, engine: AsyncEngine, outbox: Outbox) -> None:
+        self._worker, self._engine, self._outbox = worker, engine, outbox
+        self._table = NodeTable()
+        self.expired: set[int] = set()
+        """Leases of which the holder may not know yet that they are over."""
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def leases(self) -> set[int]:
+        """Leases under which something was held and which have not been closed."""
+        return self._table.leases
+
+    def check_lease(self, tree: int) -> None:
+        """Raise `LeaseExpired` if the lease of a tree has run out."""
+        if lease_of(tree) in self.expired:
+            raise LeaseExpired(tree)
+
+    def get(self, tree: int, node: int) -> Node:
+        """A held node.
+
+        Raises:
+            LeaseExpired, NodeReleased, UnknownNode: it is not held.
+        """
+        self.check_lease(tree)
+        return self._table.get(tree, node)
+
+    async def prefill(self, tree: int, prompt: str | Sequence[int], seed: int | None) -> ClusterNode:
+        """Compute a prompt as the root of a tree."""
+        root = await self._engine.prefill(prompt, seed=seed)
+        self._table.add(tree, root)
+        self._outbox.add(Added(tree, root.id, None, 0, tuple(root.path_tokens)))
+        return ClusterNode(self._worker, tree, root.id)
+
+    async def adopt(self, tree: int, parent: int | None, part: PathKv, seed: int | None) -> ClusterNode:
+        """Make a node of KV from another worker: below a node, or (None) as the root of a tree.
+
+        Raises:
+            OutOfPages, KvNotComputed, KvFormatMismatch, NodeReleased: nothing was made.
+            Cancelled: it was released while it was made.
+        """
+        below = self.get(tree, parent) if parent is not None else None
+
+        def make() -> Node:
+            return self._engine.engine.import_path(part, below=below, seed=seed)
+
+        try:
+            node = await self._engine.run(make, undo=lambda made: made.release())
+        except NodeReleased:
+            raise NodeReleased(tree, parent or 0) from None
+        if node.released:
+            raise Cancelled(f"the copy below node {parent} of tree {tree} was released while it was made")
+        self._table.add(tree, node)
+        if below is None:
+            self._outbox.add(Added(tree, node.id, None, 0, tuple(node.path_tokens)))
+        else:
+            self._outbox.add(self._table.describe(tree, below, node))
+        return ClusterNode(self._worker, tree, node.id)
+
+    async def export(self, tree: int, node: int, start: int, end: int) -> PathKv:
+        """The KV of tokens `start` .. `end` - 1 of a node's path.
+
+        Raises:
+            KvNotComputed, InvalidArgument: it is not there.
+        """
+        held = self.get(tree, node)
+        return await self._engine.run(lambda: self._engine.engine.export_path(held, start, end))
+
+    async def grow(self, tree: int, node: int, make: Callable[[Node], Awaitable[list[Branch]]]) -> list[Branch]:
+        """Make children of a node.
+
+        Raises:
+            Cancelled: they were released while they were made.
+        """
+        parent = self.get(tree, node)
+        try:
+            branches = await make(parent)
+        except NodeReleased:
+            raise NodeReleased(tree, node) from None  # the engine has numbers of its own for trees
+        children = [_node(branch) for branch in branches]
+        if any(child.released for child in children):  # with the subtree of an ancestor, in the last step
+            await self._engine.run(lambda: release_all(children))
+            raise Cancelled(f"the children of node {node} of tree {tree} were released while they were decoded")
+        for child in children:
+            self._table.add(tree, child)
+            self._outbox.add(self._table.describe(tree, parent, child))
+        return [
+            dataclasses.replace(branch, node=ClusterNode(self._worker, tree, child.id), worker=self._worker)
+            for branch, child in zip(branches, children, strict=True)
+        ]
+
+    def add_replica(self, tree: int, node: int, original: ClusterNode) -> None:
+        """Put on record that a held node is a copy of another worker's; nothing to do if it is not held any more."""
+        if (tree, node) in self._table:
+            self._outbox.add_replica(Replica(tree, node, original.tree, original.node))
+
+    async def release(self, nodes: Sequence[Given]) -> None:
+        """Give nodes up; what is not held is nothing to do."""
+        found = [(given, self._table.pop(given.tree, given.node, subtree=given.subtree)) for given in nodes]
+        for subtree in (False, True):
+            held = [(given.tree, node) for given, popped in found if given.subtree is subtree for node in popped]
+            if held:
+                await self._release(held, subtree)
+
+    async def close(self, lease: int) -> None:
+        """Give up all that is held under a lease, and forget the lease."""
+        await self._release(list(self._table.close(lease)), subtree=False)
+
+    async def _release(self, held: list[tuple[int, Node]], subtree: bool) -> None:
+        for tree, node in held:
+            self._outbox.add(Released(tree, node.id))
+        await self._engine.run(lambda: release_all([node for _, node in held], subtree))
+
+
+def _node(branch: Branch) -> Node:
+    assert isinstance(branch.node, Node)
+    return branch.node
