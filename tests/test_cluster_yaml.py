@@ -1,4 +1,4 @@
-"""The example cluster is one that this Ray's `ray up` accepts."""
+"""The example clusters are ones that this Ray's `ray up` accepts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from jsonschema import ValidationError  # type: ignore[import-untyped]
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 PATH = Path(__file__).parents[1] / "cluster.yaml"
+ON_PREMISE = PATH.parent / "examples" / "cluster-on-premise.yaml"
 
 
-def load() -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(PATH.read_text())
+def load(path: Path = PATH) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
     return config
 
 
@@ -26,13 +27,15 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
     return full
 
 
-def test_ray_accepts_it() -> None:
-    full = prepared(load())
+@pytest.mark.parametrize("path", [PATH, ON_PREMISE], ids=["aws", "on-premise"])
+def test_ray_accepts_it(path: Path) -> None:
+    full = prepared(load(path))
     assert full["head_node_type"] in full["available_node_types"]
 
 
-def test_a_misspelt_field_would_be_found() -> None:
-    config = load()
+@pytest.mark.parametrize("path", [PATH, ON_PREMISE], ids=["aws", "on-premise"])
+def test_a_misspelt_field_would_be_found(path: Path) -> None:
+    config = load(path)
     config["max_wrokers"] = 3
     with pytest.raises(ValidationError, match="max_wrokers"):
         prepared(config)
@@ -45,8 +48,23 @@ def test_gpu_machines_come_and_go_within_limits() -> None:
     assert 0 <= gpu[0]["min_workers"] <= gpu[0]["max_workers"] <= config["max_workers"]
 
 
-def test_every_machine_installs_this_checkout() -> None:
-    config = load()
+def test_machines_of_one_s_own_are_all_used() -> None:
+    config = load(ON_PREMISE)
+    machines = config["provider"]["worker_ips"]
+    assert config["provider"]["head_ip"] not in machines
+    assert config["min_workers"] == config["max_workers"] == len(set(machines)) == len(machines)
+
+
+@pytest.mark.parametrize(
+    "key", ["rsync_exclude", "setup_commands", "worker_setup_commands", "worker_start_ray_commands"]
+)
+def test_both_variants_set_machines_up_alike(key: str) -> None:
+    assert load()[key] == load(ON_PREMISE)[key]
+
+
+@pytest.mark.parametrize("path", [PATH, ON_PREMISE], ids=["aws", "on-premise"])
+def test_every_machine_installs_this_checkout(path: Path) -> None:
+    config = load(path)
     [(mount, source)] = config["file_mounts"].items()
     assert (PATH.parent / source).resolve() == PATH.parent
     assert any(f"pip install -e {mount}" in command for command in config["setup_commands"])
