@@ -123,6 +123,28 @@ def _rate_of(point: dict[str, Any]) -> str:
     return f"{point['solved'] / point['problems']:.0%} ({point['low']:.0%} – {point['high']:.0%})"
 
 
+def cluster_block() -> str:
+    """What a cluster on this machine costs, gains and survives."""
+    manager, overhead = _load("manager-cpu-topology"), _load("cluster_overhead-cpu-countdown")
+    replication = _load("replication-cpu-countdown")
+    stopped, running = (manager["metrics"][f"expand.{state}_p99_ms"] for state in ("stopped", "running"))
+    rows = [
+        (
+            "node events a second that one shard of the tree manager takes",
+            _short(manager["metrics"]["manager.events_per_s"]),
+        ),
+        ("99th percentile of an expansion's time, the tree manager running", f"{_short(running)} ms"),
+        ("the same with the tree manager stopped", f"{_short(stopped)} ms"),
+        (
+            "8 children × 16 tokens through the cluster ÷ on a local engine",
+            _short(overhead["metrics"]["cluster.overhead_ratio"]),
+        ),
+        ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
+    ]
+    sources = [_with_source("", result).strip() for result in (manager, overhead, replication)]
+    return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
+
+
 def gpu_block() -> str:
     """The tree workloads on a GPU, beside vLLM's figures and transformers on the same weights in the same run."""
     small, large = _load("tree_workloads-h100-tinyllama"), _load("tree_workloads-h100-llama3-8b")
@@ -169,6 +191,7 @@ def _workload(value: float | None) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": gpu_block,
     "attention": attention_block,
+    "cluster": cluster_block,
     "fork": fork_block,
     "decode": decode_block,
     "search": search_block,
