@@ -19,6 +19,7 @@ from actors.refs import ClusterNode
 from actors.release_queue import Given
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import Cancelled, KvFormatMismatch, LeaseExpired, OutOfPages
+from tests.actors.fresh import fresh_stats
 from tests.actors.in_process import LocalHandle, Pair, pair
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n")
@@ -232,7 +233,7 @@ async def test_a_long_queue_moves_a_node_to_the_other_worker(spilling: Cluster) 
     stats = spilling.replicator.stats
     assert (stats.transfers, stats.tokens_moved) == (2, 4 * len(PROMPT) + 12), "the root, and the child below it"
     assert spilling.replicator.decisions["transfer"] == 1
-    target = (await spilling.worker_stats())[found.node.worker].engine
+    target = (await fresh_stats(spilling))[found.node.worker].engine
     assert (target.prefill_tokens, target.imported_tokens) == (0, stats.tokens_moved)
     assert (await spilling.recovery_stats()).recomputed_tokens == 0
 
@@ -243,7 +244,7 @@ async def test_a_long_queue_moves_a_node_to_the_other_worker(spilling: Cluster) 
     await spilling.release(root, subtree=True)
     await spilling.settle()
     assert (await spilling.manager_stats()).live_nodes == (0, 0)
-    assert [worker.engine.pages_held for worker in await spilling.worker_stats()] == [0, 0]
+    assert [worker.engine.pages_held for worker in await fresh_stats(spilling)] == [0, 0]
     await spilling.check()
 
 
@@ -258,4 +259,4 @@ async def test_many_calls_at_once_move_a_node_once(spilling: Cluster) -> None:
     assert spilling.replicator.stats.transfers == before + 1
     assert len({branch.tokens for branches in made for branch in branches}) == 1
     await spilling.release(root, subtree=True)
-    assert [worker.engine.pages_held for worker in await spilling.worker_stats()] == [0, 0]
+    assert [worker.engine.pages_held for worker in await fresh_stats(spilling)] == [0, 0]

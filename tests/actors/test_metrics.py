@@ -21,6 +21,7 @@ from actors.rpc import Handle
 from dendrite.config import SamplingParams
 from dendrite.search.budget import Budget
 from dendrite.search.tasks.countdown import problems
+from tests.actors.fresh import fresh_stats
 
 EXPORTED_WITHIN_S = 40.0  # a report every 5 s, and Ray's own every 10 s
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -79,7 +80,7 @@ async def test_the_endpoint_tells_what_the_actors_do(cluster: Cluster) -> None:
     with cluster:
         assert endpoints(), "this Ray exports no metrics: pip install 'ray[default]'"
         await search(cluster)
-        [worker] = await cluster.worker_stats()
+        [worker] = await fresh_stats(cluster)
         of_worker = ("worker", "0"), process(cluster.actors.workers[0])
         samples = await eventually(
             lambda samples: (
