@@ -36,7 +36,9 @@ def ray_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_cluster(ray_here: None, tiny_model: Path) -> Iterator[Cluster]:
-    with actors.connect(tiny_model, workers=2, cpus_per_worker=1, kv_tokens=16_384, debug_checks=True) as cluster:
+    settings = {"kv_tokens": 16_384, "debug_checks": True}
+    # Copies of nodes that have a queue would come and go with the load of the machine; they have tests of their own.
+    with actors.connect(tiny_model, workers=2, cpus_per_worker=1, replication="never", **settings) as cluster:
         yield cluster
 
 
@@ -55,5 +57,6 @@ async def cluster(shared_cluster: Cluster) -> AsyncIterator[Cluster]:
 @pytest.fixture(scope="session")
 def mortal_cluster(ray_here: None) -> Iterator[Cluster]:
     """A cluster to kill actors of: Ray restarts them."""
-    with actors.connect("countdown", workers=2, drivers=2, cpus_per_worker=1, kv_tokens=32_768) as cluster:
+    settings = {"kv_tokens": 32_768, "replication": "never"}
+    with actors.connect("countdown", workers=2, drivers=2, cpus_per_worker=1, **settings) as cluster:
         yield cluster

@@ -24,7 +24,8 @@ MAX_CALLS = 2
 
 @pytest.fixture(scope="module")
 def cluster(ray_here: None, tiny_model: Path) -> Iterator[Cluster]:
-    with actors.connect(tiny_model, 2, cpus_per_worker=1, kv_tokens=32_768, max_calls=MAX_CALLS) as cluster:
+    settings = {"kv_tokens": 32_768, "max_calls": MAX_CALLS, "replication": "never"}
+    with actors.connect(tiny_model, 2, cpus_per_worker=1, **settings) as cluster:
         yield cluster
 
 

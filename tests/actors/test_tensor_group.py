@@ -30,7 +30,8 @@ PARAMS = SamplingParams(max_tokens=12, seed=1, ignore_eos=True)
 @pytest.fixture(scope="module")
 def pairs(ray_here: None, tiny_model: Path) -> Iterator[Cluster]:
     """Two workers of two ranks each."""
-    with actors.connect(tiny_model, 2, cpus_per_worker=1, kv_tokens=8_192, tensor_parallel=2) as cluster:
+    settings = {"kv_tokens": 8_192, "tensor_parallel": 2, "replication": "never"}
+    with actors.connect(tiny_model, 2, cpus_per_worker=1, **settings) as cluster:
         yield cluster
 
 
