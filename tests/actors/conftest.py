@@ -24,7 +24,7 @@ def ray_here() -> Iterator[None]:
     """A Ray of this process with room for several clusters, whatever the machine."""
     ray.init(
         "local",
-        num_cpus=8,
+        num_cpus=16,
         include_dashboard=False,
         object_store_memory=200 * 2**20,
         log_to_driver=False,

@@ -57,8 +57,8 @@ def test_what_a_failed_cluster_took_is_free_again(ray_here: None, tiny_model: Pa
         actors.connect(tmp_path, workers=1, cpus_per_worker=1)
     with pytest.raises(ClusterError, match="GPU"):
         actors.connect(tiny_model, workers=1, device="cuda")
-    with pytest.raises(ClusterError, match="9 CPUs each"):
-        actors.connect(tiny_model, workers=1, cpus_per_worker=9)
+    with pytest.raises(ClusterError, match="17 CPUs each"):
+        actors.connect(tiny_model, workers=1, cpus_per_worker=17)
     deadline = time.monotonic() + 30
     while free_cpus() != before and time.monotonic() < deadline:
         time.sleep(0.1)
