@@ -7,11 +7,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from actors.fleet import Fleet, name
+from actors.fleet import Fleet
 from actors.node_copies import NodeCopies
 from actors.node_maker import NodeMaker
 from actors.recovery import RecoveryStats, Tries
-from actors.refs import ClusterNode
+from actors.refs import ClusterNode, worker_name
 from actors.routing import Router
 from actors.rpc import ActorLost, Handle, call
 from actors.tree_manager import ManagerStats
@@ -21,6 +21,8 @@ from dendrite.config import SamplingParams
 from dendrite.errors import InvalidArgument
 from dendrite.search.backend import BackendStats, Branch, NodeRef
 from dendrite.spans import span
+
+_ASK_AGAIN_S = 0.05
 
 
 class ClusterClient:
@@ -75,7 +77,7 @@ class ClusterClient:
             epoch = self._fleet.epoch(worker)
             try:
                 reply = self._fleet.handle(worker).tokenize.remote(text, special)
-                tokens: tuple[int, ...] = await call(self._fleet.watch(worker, reply), name(worker))
+                tokens: tuple[int, ...] = await call(self._fleet.watch(worker, reply), worker_name(worker))
             except ActorLost as error:
                 tries.lost(worker, epoch, error)
             else:
@@ -151,9 +153,16 @@ class ClusterClient:
 
     # ---------------------------------------------------------------- what is going on
 
-    async def worker_stats(self) -> list[WorkerStats]:
-        """What each worker has done since it was started, and holds. Waits for one that is being restarted."""
-        return list(await asyncio.gather(*self._calls.ask("stats")))
+    async def worker_stats(self, *, fresh: bool = False) -> list[WorkerStats]:
+        """What each worker has done since it was started, and holds. Waits for one that is being restarted.
+
+        With `fresh` also for an engine in the middle of a long step, instead of taking its last answer.
+        """
+        while True:
+            found: list[WorkerStats] = list(await asyncio.gather(*self._calls.ask("stats")))
+            if not fresh or not any(worker.age_s for worker in found):
+                return found
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def health(self) -> list[WorkerHealth]:
         """Signs of life of all workers.
@@ -162,7 +171,7 @@ class ClusterClient:
             ActorLost: a worker is not alive.
         """
         replies = {worker: self._fleet.handle(worker).health.remote() for worker in self._fleet.members}
-        return list(await asyncio.gather(*(call(reply, name(worker)) for worker, reply in replies.items())))
+        return list(await asyncio.gather(*(call(reply, worker_name(worker)) for worker, reply in replies.items())))
 
     async def manager_stats(self) -> ManagerStats:
         """What the tree manager knows, once it has heard of all that has happened on the workers."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from actors.line_fit import LineFit
+from actors.refs import worker_name
 from actors.rpc import ActorLost, Handle, call, longer
 from dendrite.errors import ClusterError, DendriteError, InvalidArgument, WorkerDraining
 
@@ -221,7 +222,7 @@ class Fleet:
             away = [index for index, worker in enumerate(self._workers) if worker.state == "away"]
             left = deadline - time.monotonic()
             if not away or left <= 0:
-                dead = ", ".join(f"{name(index)} is not alive" for index in range(len(self)))
+                dead = ", ".join(f"{worker_name(index)} is not alive" for index in range(len(self)))
                 raise ClusterError(f"no worker is left: {dead}")
             await asyncio.wait([self._probe(index) for index in away], timeout=left, return_when="FIRST_COMPLETED")
         return self.up
@@ -238,7 +239,7 @@ class Fleet:
         while found.state == "away":
             try:
                 async with asyncio.timeout(self.options.silence_s):
-                    await call(found.handle.health.remote(), name(worker))
+                    await call(found.handle.health.remote(), worker_name(worker))
                 found.state = "up"
             except ActorLost as lost:
                 if lost.permanent:
@@ -260,13 +261,13 @@ class Fleet:
             while not (await asyncio.wait([waiting], timeout=self.options.silence_s))[0]:
                 if not await self._gives_signs(worker):
                     self._take_back(waiting, late)
-                    raise ActorLost(name(worker), permanent=False)
+                    raise ActorLost(worker_name(worker), permanent=False)
             return waiting.result()
 
     async def _gives_signs(self, worker: int) -> bool:
         try:
             async with asyncio.timeout(self.options.silence_s):
-                await call(self._workers[worker].handle.health.remote(), name(worker))
+                await call(self._workers[worker].handle.health.remote(), worker_name(worker))
         except TimeoutError:
             return False
         except ClusterError:
@@ -285,8 +286,3 @@ class Fleet:
         task = asyncio.ensure_future(take_back())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
-
-
-def name(worker: int) -> str:
-    """A worker in words."""
-    return f"worker {worker}"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.deltas import Added, Batch, EventLog, Load, Pack, Released, Replica, Status
-from actors.refs import shard_of
+from actors.refs import shard_of, worker_name
 from actors.topology import Changes, HeldTrees
 from dendrite.errors import StaleEpoch
 
@@ -222,11 +222,6 @@ class Outbox:
             replicas = [replica for replicas in self._replicas.values() for replica in replicas]
         expired = _ids(self._expired())
         return Status(self._load, self.draining, _ids(begun), _ids(ended), expired, tuple(replicas))
-
-
-def worker_name(worker: int) -> str:
-    """A worker in words."""
-    return f"worker {worker}"
 
 
 def _ids(ids: Sequence[int] | set[int]) -> NDArray[np.int64]:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from actors.fleet import Fleet, name
+from actors.fleet import Fleet
 from actors.lineage import Copy, Segment
-from actors.refs import ClusterNode
+from actors.refs import ClusterNode, worker_name
 from actors.rpc import ActorLost
 from dendrite.errors import ClusterError, DendriteError, UnknownNode, WorkerDraining
+from dendrite.logs import log_event
 
 LOST = (ActorLost, WorkerDraining)
 """What a call raises whose worker is gone with all that it held, or is going."""
@@ -64,9 +65,8 @@ class Tries:
             self._stats.losses += 1
         self._stats.recoveries += 1
         forgotten = isinstance(error, UnknownNode)
-        self._lost.append(f"{name(worker)} has lost what it held" if forgotten else str(error))
-        fields = {"event": "lost", "worker": worker}
-        _log.warning("event=lost worker=%d: %s", worker, self._lost[-1], extra={"fields": fields})
+        self._lost.append(f"{worker_name(worker)} has lost what it held" if forgotten else str(error))
+        log_event(_log, logging.WARNING, {"event": "lost", "worker": worker}, self._lost[-1])
 
     def failed(self) -> RecoveryFailed:
         """The error that tells of all tries."""
@@ -176,8 +176,7 @@ class Rebuilder:
             self._stats.recomputed_tokens += len(tokens)
         event = "rebuilt" if origin is None else "moved"
         place = {"tree": segment.name.tree, "node": segment.name.node, "worker": worker, "tokens": len(tokens)}
-        fields = {"event": event, **place}
-        _log.info("%s", " ".join(f"{key}={value}" for key, value in fields.items()), extra={"fields": fields})
+        log_event(_log, logging.INFO, {"event": event, **place})
         if segment.gone:
             copy.open = False
             self._discard(copy)

@@ -17,6 +17,11 @@ class ClusterNode:
     node: int
 
 
+def worker_name(worker: int) -> str:
+    """A worker in words."""
+    return f"worker {worker}"
+
+
 def unique_id(lease: int, count: int) -> int:
     """Make the id of a tree, or of a call, from the number that the lease's holder gives it."""
     return lease * IDS_PER_LEASE + count

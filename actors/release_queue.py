@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple
 
-from actors.fleet import Fleet, name
+from actors.fleet import Fleet
+from actors.refs import worker_name
 from actors.rpc import call
 
 
@@ -41,4 +42,4 @@ class ReleaseQueue:
     async def _send(self, key: tuple[asyncio.AbstractEventLoop, int]) -> None:
         nodes, _ = self._waiting.pop(key)
         reply = self._fleet.handle(key[1]).release.remote(nodes)
-        await call(self._fleet.watch(key[1], reply), name(key[1]))
+        await call(self._fleet.watch(key[1], reply), worker_name(key[1]))

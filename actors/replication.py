@@ -18,6 +18,7 @@ from actors.fleet import Fleet
 from actors.kv_transfer import Arrival, TransferRates
 from actors.lineage import Segment
 from dendrite.errors import DendriteError, InvalidArgument, OutOfPages
+from dendrite.logs import log_event
 
 _log = logging.getLogger("dendrite.cluster")
 
@@ -186,7 +187,7 @@ class Replicator:
             self._cut_off[worker] = until
             self.stats.failures += 1
         fields = {"event": "replication_failed", "worker": worker, "missing": missing, "reason": repr(str(error))}
-        _log.warning("%s", _line(fields), extra={"fields": fields})
+        log_event(_log, logging.WARNING, fields)
 
     def _log(self, segment: Segment, owner: int, worker: int, how: How, estimate: Estimate) -> None:
         level = logging.DEBUG if how == "stay" else logging.INFO
@@ -195,7 +196,7 @@ class Replicator:
             measured = {"latency_s": self.rates.latency_s, "bytes_per_s": self.rates.bytes_per_s}
             choice = {"decision": how, "owner": owner, "worker": worker}
             fields = {"event": "replication", **name, **choice, **asdict(estimate), **measured}
-            _log.log(level, "%s", _line(fields), extra={"fields": fields})
+            log_event(_log, level, fields)
 
 
 def delay(fleet: Fleet, worker: int) -> float:
@@ -211,7 +212,3 @@ def missing_tokens(segment: Segment, worker: int, has: Callable[[Segment, int], 
         missing += len(at.tokens)
         at = at.parent
     return missing
-
-
-def _line(fields: Mapping[str, object]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items())

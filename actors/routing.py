@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from actors.fleet import Fleet
 from actors.lineage import Segment
 from actors.replication import How, Replicator, delay, missing_tokens
+from dendrite.logs import log_event
 
 _log = logging.getLogger("dendrite.cluster")
 
@@ -62,12 +63,21 @@ class PrefixMemory:
 
     def match(self, tokens: Sequence[int], worker: int, epoch: int) -> int:
         """How many tokens of a prompt a worker has computed before, since its epoch began."""
-        at, matched = 0, 0
+        return self.matches(tokens, {worker: epoch})[worker]
+
+    def matches(self, tokens: Sequence[int], epochs: Mapping[int, int]) -> dict[int, int]:
+        """The same for several workers, by their epochs, in one walk along the prompt."""
+        matched = dict.fromkeys(epochs, 0)
+        alike = set(epochs)
+        at = 0
         for chunk in _chunks(tokens):
             found = self._chunks.get((at, chunk))
-            if found is None or found[1].get(worker) != epoch:
+            alike = {worker for worker in alike if found is not None and found[1].get(worker) == epochs[worker]}
+            if found is None or not alike:
                 break
-            at, matched = found[0], matched + CHUNK_TOKENS
+            at = found[0]
+            for worker in alike:
+                matched[worker] += CHUNK_TOKENS
         return matched
 
 
@@ -87,7 +97,7 @@ class Router:
         """The worker for a new prompt, given the tree manager's choice. At least one worker must be alive."""
         fleet = self._fleet
         balanced = suggested if suggested in fleet.up else min(fleet.up, key=fleet.in_flight)
-        matches = {worker: self.prompts.match(tokens, worker, fleet.epoch(worker)) for worker in fleet.up}
+        matches = self.prompts.matches(tokens, {worker: fleet.epoch(worker) for worker in fleet.up})
         best = max(matches, key=lambda worker: (matches[worker], worker == balanced))
         inputs = {"tree": tree, "suggested": suggested, "matched": matches[best], "delay_s": fleet.queue_delay(best)}
         if matches[best] > matches[balanced]:
@@ -132,12 +142,10 @@ class Router:
     def _decide(self, decision: Decision, worker: int, **inputs: float) -> int:
         self.decisions[decision] += 1
         level = logging.DEBUG if decision in ("owner", "balanced") else logging.INFO
-        if _log.isEnabledFor(level):
-            event = {"event": "placement", "decision": decision, "worker": worker, **inputs}
-            _log.log(level, "%s", " ".join(f"{key}={value}" for key, value in event.items()), extra={"fields": event})
+        log_event(_log, level, {"event": "placement", "decision": decision, "worker": worker, **inputs})
         return worker
 
 
-def _chunks(tokens: Sequence[int]) -> list[tuple[int, ...]]:
+def _chunks(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
     whole = len(tokens) - len(tokens) % CHUNK_TOKENS
-    return [tuple(tokens[start : start + CHUNK_TOKENS]) for start in range(0, whole, CHUNK_TOKENS)]
+    return (tuple(tokens[start : start + CHUNK_TOKENS]) for start in range(0, whole, CHUNK_TOKENS))

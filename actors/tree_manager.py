@@ -13,10 +13,10 @@ from actors.deltas import Batch, Load
 from actors.leases import Lease, LeaseBook
 from actors.metrics import Recorder
 from actors.metrics_reporter import report_manager, report_on
-from actors.outbox import HEARTBEAT_S, Receipt, worker_name
+from actors.outbox import HEARTBEAT_S, Receipt
 from actors.peers import Peers
 from actors.placement_book import PlacementBook
-from actors.refs import lease_of, shard_of
+from actors.refs import lease_of, shard_of, worker_name
 from actors.replica_book import ReplicaBook
 from actors.rpc import Handle, call
 from actors.tree_shard import ShardCounts, TreeShard, Verdict

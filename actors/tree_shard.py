@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from actors.deltas import Batch
 from actors.incarnation import incarnation
-from actors.outbox import Receipt, worker_name
+from actors.outbox import Receipt
+from actors.refs import worker_name
 from actors.topology import Topology
 from dendrite.errors import StaleEpoch
 from dendrite.logs import set_up_logs_from_environment

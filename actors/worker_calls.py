@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from actors.calls import CancellableCalls
-from actors.fleet import Fleet, name
+from actors.fleet import Fleet
 from actors.lineage import Release
-from actors.refs import ClusterNode, unique_id
+from actors.refs import ClusterNode, unique_id, worker_name
 from actors.release_queue import Given, ReleaseQueue
 from actors.rpc import ActorLost, Handle, call, call_again
 from dendrite.errors import ClusterError, Overloaded
@@ -64,7 +64,7 @@ class WorkerCalls:
             cancel = functools.partial(actor.cancel.remote, call_id)
             watched = self.fleet.watch(worker, reply, undo)
             try:
-                return await self._calls.call(watched, name(worker), cancel=cancel, undo=undo)
+                return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
             except Overloaded as error:
                 if time.monotonic() + error.retry_after_s > deadline:
                     raise
@@ -101,7 +101,7 @@ class WorkerCalls:
         """Have a worker release all that it holds under the lease."""
         with contextlib.suppress(ActorLost):  # what it held is gone with it
             reply = self.fleet.handle(worker).reclaim.remote(self.lease, False)
-            await call(self.fleet.watch(worker, reply), name(worker))
+            await call(self.fleet.watch(worker, reply), worker_name(worker))
 
     # ---------------------------------------------------------------- to all workers, and to the manager
 
@@ -109,7 +109,7 @@ class WorkerCalls:
         """Ask all workers, patiently."""
         patience = self._options.restart_timeout_s
         methods = {worker: getattr(self.fleet.handle(worker), method) for worker in self.fleet.members}
-        return [call_again(each.remote, name(worker), patience) for worker, each in methods.items()]
+        return [call_again(each.remote, worker_name(worker), patience) for worker, each in methods.items()]
 
     async def meet(self, worker: int) -> None:
         """Have a worker that the tree manager has named join the fleet, and those before it, if it is new.

@@ -17,6 +17,7 @@ from actors.pool_policy import Grow, Observation, PoolOptions, PoolPolicy, Shrin
 from actors.reservations import bundle_options, give_back, reserve
 from actors.rpc import ActorLost, translate
 from dendrite.errors import ClusterError
+from dendrite.logs import log_event
 
 _log = logging.getLogger("dendrite.cluster")
 
@@ -102,7 +103,7 @@ class WorkerPool:
                 elif isinstance(decision, Shrink):
                     self.shrink(decision.worker)
             except ClusterError as error:
-                _log.warning("event=pool_failed: %s", error, extra={"fields": {"event": "pool_failed"}})
+                log_event(_log, logging.WARNING, {"event": "pool_failed"}, error)
             except Exception:
                 _log.exception("event=pool_failed", extra={"fields": {"event": "pool_failed"}})
 
@@ -148,5 +149,4 @@ class WorkerPool:
             give_back(group)
 
     def _tell(self, event: str, worker: int) -> None:
-        fields = {"event": event, "worker": worker, "workers": len(self._workers)}
-        _log.info("event=%s worker=%d workers=%d", *fields.values(), extra={"fields": fields})
+        log_event(_log, logging.INFO, {"event": event, "worker": worker, "workers": len(self._workers)})

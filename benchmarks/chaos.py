@@ -89,9 +89,7 @@ async def disturbed(cluster: Cluster, job: Job, every_s: float) -> Round:
 async def leaked(cluster: Cluster) -> int:
     """Nodes and pages on the workers, what the manager has on record, and leases besides the cluster's own."""
     await cluster.settle()
-    while any(worker.age_s for worker in await cluster.worker_stats()):  # an answer from before a long step's end
-        await asyncio.sleep(0.1)
-    workers = await cluster.worker_stats()
+    workers = await cluster.worker_stats(fresh=True)
     held = sum(worker.live_nodes + worker.engine.pages_held for worker in workers)
     stats = await cluster.manager_stats()
     return held + stats.trees + stats.records + max(0, stats.leases - 1)  # a new manager may not have heard of it yet

@@ -60,6 +60,13 @@ class _Handler(logging.StreamHandler[TextIO]):
     """Marks the handlers that `set_up_logs` has made."""
 
 
+def log_event(logger: logging.Logger, level: int, fields: Mapping[str, Any], reason: object = "") -> None:
+    """Log what has happened: its fields, `event` first, as `key=value` and as the record's fields; then the reason."""
+    if logger.isEnabledFor(level):
+        line = " ".join(f"{key}={value}" for key, value in fields.items())
+        logger.log(level, "%s", f"{line}: {reason}" if reason else line, extra={"fields": dict(fields)})
+
+
 def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     """The fields that a record carries."""
     fields = getattr(record, "fields", None)

@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 from actors import Cluster
-from tests.actors.fresh import fresh_stats
 
 
 async def pid(cluster: Cluster, worker: int) -> int:
@@ -30,7 +29,7 @@ async def kill_worker(cluster: Cluster, worker: int) -> None:
 async def assert_nothing_held(cluster: Cluster) -> None:
     """No node, page or call on any worker, and no lease but the cluster's own."""
     await cluster.settle()
-    for worker in await fresh_stats(cluster):
+    for worker in await cluster.worker_stats(fresh=True):
         assert (worker.live_nodes, worker.engine.pages_held, worker.in_flight) == (0, 0, 0)
     await cluster.check()
     stats = await cluster.manager_stats()

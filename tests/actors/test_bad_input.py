@@ -15,7 +15,6 @@ from actors.refs import IDS_PER_LEASE, ClusterNode
 from actors.rpc import call
 from dendrite.config import SamplingParams
 from dendrite.errors import ContextOverflow, InvalidArgument, LeaseExpired, StaleEpoch, UnknownNode
-from tests.actors.fresh import fresh_stats
 
 PROMPT = [65, 66, 67]
 PARAMS = SamplingParams(max_tokens=2, seed=1, ignore_eos=True)
@@ -87,13 +86,13 @@ async def all_refused(cluster: Cluster, asked: list[Case]) -> None:
         for (what, value, kinds), answer in zip(asked, answers, strict=True):
             assert isinstance(answer, kinds), (what, value, answer)
         assert len(await cluster.expand(root, 1, PARAMS)) == 1, "the cluster still works"
-        workers = await fresh_stats(cluster)
+        workers = await cluster.worker_stats(fresh=True)
         assert sum(worker.live_nodes for worker in workers) == 2
         assert sum(worker.in_flight for worker in workers) == 0
         assert sum(worker.engine.pages_held for worker in workers) > 0
     finally:
         await cluster.release(root, subtree=True)
-    workers = await fresh_stats(cluster)
+    workers = await cluster.worker_stats(fresh=True)
     assert sum(worker.live_nodes + worker.engine.pages_held for worker in workers) == 0
 
 

@@ -9,7 +9,6 @@ from actors import Cluster
 from actors.refs import ClusterNode
 from dendrite.config import SamplingParams
 from dendrite.errors import Cancelled, ContextOverflow, InvalidArgument, NodeReleased, UnknownNode
-from tests.actors.fresh import fresh_stats
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
@@ -116,7 +115,7 @@ async def test_cancelling_an_expand_frees_its_children(cluster: Cluster, delay: 
     with pytest.raises(asyncio.CancelledError):
         await task
     await cluster.settle()
-    workers = await fresh_stats(cluster)
+    workers = await cluster.worker_stats(fresh=True)
     assert sum(worker.live_nodes for worker in workers) == 1
     assert sum(worker.in_flight for worker in workers) == 0
     assert (await cluster.stats()).pages_held == before
@@ -146,9 +145,9 @@ async def test_releasing_a_subtree_ends_what_is_decoded_below_it(cluster: Cluste
 
 async def test_concurrent_expands_share_one_batch(cluster: Cluster) -> None:
     root = await cluster.prefill(PROMPT)
-    before = (await fresh_stats(cluster))[root.worker].engine.steps
+    before = (await cluster.worker_stats(fresh=True))[root.worker].engine.steps
     await asyncio.gather(*(cluster.expand(root, 1, LONG) for _ in range(8)))
-    steps = (await fresh_stats(cluster))[root.worker].engine.steps - before
+    steps = (await cluster.worker_stats(fresh=True))[root.worker].engine.steps - before
     assert steps < 2 * LONG.max_tokens  # one after the other would take eight times 400
     await cluster.release(root, subtree=True)
 

@@ -15,7 +15,6 @@ from dendrite.errors import InvalidArgument, MissingDependency
 from dendrite.search.budget import Budget
 from dendrite.search.task import Task
 from dendrite.search.tasks import Countdown
-from tests.actors.fresh import fresh_stats
 
 REWARD = """
 from dendrite.search import Split
@@ -94,7 +93,9 @@ async def test_rows_are_searched_on_a_cluster(rows: Any, cluster: Cluster) -> No
     by_target = {row["target"]: row for row in found}
     assert by_target[1]["error"].startswith("InvalidArgument: numbers")
     assert all(0 < by_target[target]["tokens"] <= 60 for target in (7, 6))
-    assert sum(worker.engine.decode_tokens for worker in await fresh_stats(cluster)) >= by_target[6]["tokens"]
+    assert (
+        sum(worker.engine.decode_tokens for worker in await cluster.worker_stats(fresh=True)) >= by_target[6]["tokens"]
+    )
 
 
 @installed

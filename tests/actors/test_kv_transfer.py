@@ -19,7 +19,6 @@ from actors.refs import ClusterNode
 from actors.release_queue import Given
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import Cancelled, KvFormatMismatch, LeaseExpired, OutOfPages
-from tests.actors.fresh import fresh_stats
 from tests.actors.in_process import LocalHandle, Pair, pair
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n")
@@ -233,7 +232,7 @@ async def test_a_long_queue_moves_a_node_to_the_other_worker(spilling: Cluster) 
     stats = spilling.replicator.stats
     assert (stats.transfers, stats.tokens_moved) == (2, 4 * len(PROMPT) + 12), "the root, and the child below it"
     assert spilling.replicator.decisions["transfer"] == 1
-    target = (await fresh_stats(spilling))[found.node.worker].engine
+    target = (await spilling.worker_stats(fresh=True))[found.node.worker].engine
     assert (target.prefill_tokens, target.imported_tokens) == (0, stats.tokens_moved)
     assert (await spilling.recovery_stats()).recomputed_tokens == 0
 
@@ -244,7 +243,7 @@ async def test_a_long_queue_moves_a_node_to_the_other_worker(spilling: Cluster) 
     await spilling.release(root, subtree=True)
     await spilling.settle()
     assert (await spilling.manager_stats()).live_nodes == (0, 0)
-    assert [worker.engine.pages_held for worker in await fresh_stats(spilling)] == [0, 0]
+    assert [worker.engine.pages_held for worker in await spilling.worker_stats(fresh=True)] == [0, 0]
     await spilling.check()
 
 
@@ -259,4 +258,4 @@ async def test_many_calls_at_once_move_a_node_once(spilling: Cluster) -> None:
     assert spilling.replicator.stats.transfers == before + 1
     assert len({branch.tokens for branches in made for branch in branches}) == 1
     await spilling.release(root, subtree=True)
-    assert [worker.engine.pages_held for worker in await fresh_stats(spilling)] == [0, 0]
+    assert [worker.engine.pages_held for worker in await spilling.worker_stats(fresh=True)] == [0, 0]

@@ -25,7 +25,6 @@ from dendrite.config import EngineConfig, SamplingParams
 from dendrite.jobs import Outcome
 from dendrite.search.budget import Budget
 from dendrite.search.tasks.countdown import problems
-from tests.actors.fresh import fresh_stats
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
 SHORT = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
@@ -68,7 +67,7 @@ async def assert_nothing_held(cluster: Cluster) -> None:
     async with asyncio.timeout(30):
         while (await cluster.manager_stats()).leases > 1:
             await asyncio.sleep(0.1)
-    workers = await fresh_stats(cluster)
+    workers = await cluster.worker_stats(fresh=True)
     assert [(worker.live_nodes, worker.engine.pages_held, worker.in_flight) for worker in workers] == [(0, 0, 0)] * 2
     stats = await cluster.manager_stats()
     assert (stats.trees, stats.records, stats.live_nodes, stats.loads) == (0, 0, (0, 0), ((0, 0), (0, 0)))

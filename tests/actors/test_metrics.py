@@ -21,7 +21,6 @@ from actors.rpc import Handle
 from dendrite.config import SamplingParams
 from dendrite.search.budget import Budget
 from dendrite.search.tasks.countdown import problems
-from tests.actors.fresh import fresh_stats
 
 EXPORTED_WITHIN_S = 40.0  # a report every 5 s, and Ray's own every 10 s
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -80,7 +79,7 @@ async def test_the_endpoint_tells_what_the_actors_do(cluster: Cluster) -> None:
     with cluster:
         assert endpoints(), "this Ray exports no metrics: pip install 'ray[default]'"
         await search(cluster)
-        [worker] = await fresh_stats(cluster)
+        [worker] = await cluster.worker_stats(fresh=True)
         of_worker = ("worker", "0"), process(cluster.actors.workers[0])
         samples = await eventually(
             lambda samples: (

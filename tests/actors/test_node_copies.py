@@ -14,7 +14,6 @@ from actors.release_queue import Given
 from actors.replication import Policy, Replicator
 from actors.routing import Router
 from dendrite.config import EngineConfig, SamplingParams
-from tests.actors.fresh import fresh_stats
 from tests.actors.in_process import LocalHandle, cluster_of
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n" * 4)
@@ -54,13 +53,13 @@ async def client(tiny_model: Path, policy: Policy) -> AsyncIterator[Client]:
         await made.reclaim()
         stats = await made.manager_stats()
         assert (stats.trees, stats.records, stats.live_nodes) == (0, 0, (0, 0))
-        assert [worker.engine.pages_held for worker in await fresh_stats(made)] == [0, 0]
+        assert [worker.engine.pages_held for worker in await made.worker_stats(fresh=True)] == [0, 0]
         await made.check()
 
 
 async def engines(client: Client) -> list[tuple[int, int]]:
     """Tokens that each worker has computed and got."""
-    found = [worker.engine for worker in await fresh_stats(client)]
+    found = [worker.engine for worker in await client.worker_stats(fresh=True)]
     return [(engine.prefill_tokens, engine.imported_tokens) for engine in found]
 
 
@@ -88,12 +87,12 @@ async def test_a_node_stays_where_it_is_if_there_are_no_pages_elsewhere(client: 
     root = await client.prefill(PROMPT)
     home, other = root.worker, 1 - root.worker
     held = await client.workers[other].prefill(client._calls.new_id(), client._calls.new_id(), [5] * 450, None)
-    before = (await fresh_stats(client))[other].engine
+    before = (await client.worker_stats(fresh=True))[other].engine
     client.busy(home)
     for _ in range(3):
         [branch] = await client.expand(root, 1, GREEDY)
         assert branch.node.worker == home
-    assert (await fresh_stats(client))[other].engine.pages_held == before.pages_held
+    assert (await client.worker_stats(fresh=True))[other].engine.pages_held == before.pages_held
     assert client.replicator.stats.refusals == 1, "it is not tried again at once"
     assert client.replicator.decisions == {"transfer": 1, "stay": 3}
     await client.workers[other].release([Given(held.tree, held.node)])

@@ -17,7 +17,6 @@ from actors.recovery import RecoveryFailed, RecoveryStats
 from actors.refs import ClusterNode
 from dendrite.config import SamplingParams
 from dendrite.errors import NodeReleased
-from tests.actors.fresh import fresh_stats
 from tests.actors.killing import assert_nothing_held, kill_worker, pid
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
@@ -77,12 +76,12 @@ async def test_siblings_share_the_rebuild_of_their_ancestors(cluster: Cluster) -
     siblings = await cluster.expand(above.node, 8, SHORT)
     await cluster.release(root)
     await cluster.release(siblings[7].node)
-    before, prefilled = await cluster.recovery_stats(), (await fresh_stats(cluster))[1 - root.worker]
+    before, prefilled = await cluster.recovery_stats(), (await cluster.worker_stats(fresh=True))[1 - root.worker]
     await kill_worker(cluster, root.worker)
 
     await asyncio.gather(*(cluster.expand(branch.node, 1, SHORT) for branch in siblings[:7]))
     nodes, tokens = await recovered(cluster, before)
-    stats = await fresh_stats(cluster)
+    stats = await cluster.worker_stats(fresh=True)
     spread = {worker.worker for worker in stats if worker.live_nodes}
     assert nodes <= 7 + len(spread), "the node above them, once a worker; not the root, nor a node that was released"
     assert tokens <= len(spread) * (prompt + 6) + 7 * 6

@@ -16,7 +16,6 @@ from actors.leases import Lease
 from actors.lineage import Segment
 from actors.routing import Route, Router
 from dendrite.config import SamplingParams
-from tests.actors.fresh import fresh_stats
 from tests.actors.killing import assert_nothing_held
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n")
@@ -69,7 +68,7 @@ async def test_an_ancestor_is_freed_on_each_worker_with_its_last_descendant_ther
         await client.release(last.node)
         held.discard(worker)
         assert await client.holders(ancestor.node) == tuple(sorted(held))
-        pages = [stats.engine.pages_held for stats in await fresh_stats(client)]
+        pages = [stats.engine.pages_held for stats in await client.worker_stats(fresh=True)]
         assert [number > 0 for number in pages] == [each in held for each in range(WORKERS)]
     await client.reclaim()
     await cluster.actors.manager.close_lease.remote(lease.id)

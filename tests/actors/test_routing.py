@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.fleet import Fleet, RecoveryOptions
 from actors.lineage import Copy, Lineage, Segment
@@ -151,3 +153,23 @@ def test_a_wait_is_what_a_call_takes_over_the_best() -> None:
 def test_options_out_of_range_are_refused(field: str) -> None:
     with pytest.raises(InvalidArgument, match=field):
         RecoveryOptions(**{field: 0})
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), max_size=4), st.integers(0, 2), st.integers(0, 1)), max_size=8))
+def test_one_walk_finds_what_each_worker_has(prompts: list[tuple[list[int], int, int]]) -> None:
+    memory, epochs = PrefixMemory(), {0: 0, 1: 1, 2: 0}
+    noted: dict[tuple[int, ...], dict[int, int]] = {}
+    for kinds, worker, epoch in prompts:
+        memory.note([kind for kind in kinds for _ in range(CHUNK_TOKENS)], worker, epoch)
+        for length in range(1, len(kinds) + 1):
+            noted.setdefault(tuple(kinds[:length]), {})[worker] = epoch
+    for kinds, _, _ in prompts:
+        expected = dict.fromkeys(epochs, 0)
+        for worker, epoch in epochs.items():
+            while expected[worker] < len(kinds):
+                if noted.get(tuple(kinds[: expected[worker] + 1]), {}).get(worker) != epoch:
+                    break
+                expected[worker] += 1
+        tokens = [kind for kind in kinds for _ in range(CHUNK_TOKENS)]
+        found = memory.matches(tokens, epochs)
+        assert found == {worker: chunks * CHUNK_TOKENS for worker, chunks in expected.items()}

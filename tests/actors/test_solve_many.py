@@ -15,7 +15,6 @@ from dendrite.jobs import Outcome
 from dendrite.search.budget import Budget
 from dendrite.search.task import Split, Task
 from dendrite.search.tasks.countdown import problems
-from tests.actors.fresh import fresh_stats
 
 BUDGET = Budget(tokens=600)
 
@@ -30,7 +29,7 @@ async def test_twenty_problems_leave_no_page_behind(cluster: Cluster) -> None:
     assert sorted(outcome.index for outcome in outcomes) == list(range(20))
     results = [outcome.result for outcome in outcomes]
     assert all(result is not None and 0 < result.tokens <= 600 for result in results)
-    workers = await fresh_stats(cluster)
+    workers = await cluster.worker_stats(fresh=True)
     assert all(worker.engine.forks > 0 for worker in workers)
     stats = await cluster.manager_stats()
     assert stats.leases == 1

@@ -20,7 +20,6 @@ from actors.tensor_group import RayFollowers
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.engine.engine import Engine
 from dendrite.errors import ClusterError, InvalidArgument
-from tests.actors.fresh import fresh_stats
 from tests.actors.killing import assert_nothing_held, pid
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
@@ -70,7 +69,7 @@ async def test_workers_of_two_ranks_answer_as_one_engine_does(cluster: Cluster, 
         assert [branch.tokens for branch in branches] == expected
         assert await cluster.score(node, await cluster.tokenize("12 + 7")) == pytest.approx(score, rel=1e-4)
         await cluster.release(node, subtree=True)
-    stats = await fresh_stats(cluster)
+    stats = await cluster.worker_stats(fresh=True)
     assert [worker.engine.tensor_parallel for worker in stats] == [2, 2]
     assert len(followers(await pid(cluster, 0))) == 2
 

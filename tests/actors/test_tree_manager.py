@@ -17,7 +17,6 @@ from dendrite.config import SamplingParams
 from dendrite.errors import Cancelled, ClusterError, LeaseExpired, UnknownNode
 from dendrite.search.budget import Budget
 from dendrite.search.tasks.countdown import problems
-from tests.actors.fresh import fresh_stats
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
 SHORT = SamplingParams(max_tokens=4, seed=1, ignore_eos=True)
@@ -45,7 +44,7 @@ async def reclaimed(cluster: Cluster) -> None:
 
 
 async def assert_nothing_held(cluster: Cluster) -> None:
-    [worker] = await fresh_stats(cluster)
+    [worker] = await cluster.worker_stats(fresh=True)
     assert (worker.live_nodes, worker.engine.pages_held, worker.in_flight) == (0, 0, 0)
     stats = await cluster.manager_stats()
     assert (stats.trees, stats.records, stats.live_nodes, stats.loads) == (0, 0, (0,), ((0, 0),))

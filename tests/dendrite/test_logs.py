@@ -13,7 +13,14 @@ from typer.testing import CliRunner
 
 from dendrite.cli import app
 from dendrite.errors import InvalidArgument
-from dendrite.logs import JsonFormatter, log_environment, set_up_logs, set_up_logs_from_environment
+from dendrite.logs import (
+    JsonFormatter,
+    fields_of,
+    log_environment,
+    log_event,
+    set_up_logs,
+    set_up_logs_from_environment,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +112,16 @@ def test_the_command_line_sets_it_up_here_and_for_processes_to_come(monkeypatch:
     CliRunner().invoke(app, ["--log-format", "json", "view", "no-such-file"])
     assert log_environment() == {"DENDRITE_LOG_FORMAT": "json"}
     assert [type(each.formatter) for each in logging.getLogger("dendrite").handlers] == [JsonFormatter]
+
+
+def test_an_event_is_a_line_and_its_fields(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("events")
+    with caplog.at_level(logging.INFO, logger="events"):
+        log_event(logger, logging.INFO, {"event": "moved", "worker": 1})
+        log_event(logger, logging.WARNING, {"event": "lost", "worker": 2}, "it is dead")
+        log_event(logger, logging.DEBUG, {"event": "unseen"})
+    assert caplog.messages == ["event=moved worker=1", "event=lost worker=2: it is dead"]
+    assert [fields_of(record) for record in caplog.records] == [
+        {"event": "moved", "worker": 1},
+        {"event": "lost", "worker": 2},
+    ]
