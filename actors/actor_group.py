@@ -24,7 +24,8 @@ from actors.search_driver import SearchDriver
 from actors.tree_manager import TreeManager
 from actors.tree_shard import TreeShard
 from dendrite.config import EngineConfig
-from dendrite.errors import ClusterError, InvalidArgument
+from dendrite.errors import ClusterError
+from dendrite.limits import check_positive_seconds, check_whole
 from dendrite.logs import log_environment
 
 MAX_ACTORS = 1_024
@@ -58,17 +59,14 @@ class ClusterPlan:
     """So many workers there may be later, so that the processors are divided among as many; None: `workers`."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_calls, int) or isinstance(self.max_calls, bool) or not 1 <= self.max_calls <= 2**20:
-            raise InvalidArgument("max_calls", self.max_calls, f"must be a whole number, 1 to {2**20}")
+        check_whole("max_calls", self.max_calls, 1, 2**20)
         for name in ("workers", "drivers", "shards", "cpus_per_worker", "most_workers"):
             value = getattr(self, name)
             if name in ("cpus_per_worker", "most_workers") and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_ACTORS:
-                raise InvalidArgument(name, value, f"must be a whole number, 1 to {MAX_ACTORS}")
+            check_whole(name, value, 1, MAX_ACTORS)
         for name in ("lease_ttl_s", "start_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise InvalidArgument(name, getattr(self, name), "must be a positive number of seconds")
+            check_positive_seconds(name, getattr(self, name))
 
 
 class ActorGroup:

@@ -19,6 +19,7 @@ from dendrite.config import EngineConfig
 from dendrite.errors import InvalidArgument, MissingDependency
 from dendrite.job_runner import Searches, SearchFailed
 from dendrite.jobs import Outcome, as_solved
+from dendrite.limits import check_whole
 from dendrite.model.folder import resolve
 from dendrite.search.backend import Backend
 from dendrite.search.budget import Budget
@@ -99,8 +100,7 @@ def search(
     from ray.data import ActorPoolStrategy
 
     for name, number in (("pool", pool), ("batch_rows", batch_rows), ("concurrency", concurrency)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise InvalidArgument(name, number, "must be a whole number, at least 1")
+        check_whole(name, number, 1)
     parse_algorithm(algorithm, options)
     _check_columns(dataset.columns(fetch_if_missing=False) or (), prefix)
     task_of = task if callable(task) else _FileTask(Source.read(Path(task)), column)

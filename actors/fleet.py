@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 from actors.line_fit import LineFit
 from actors.refs import worker_name
 from actors.rpc import ActorLost, Handle, call, longer
-from dendrite.errors import ClusterError, DendriteError, InvalidArgument, WorkerDraining
+from dendrite.errors import ClusterError, DendriteError, WorkerDraining
+from dendrite.limits import check_positive_seconds, check_whole
 
 T = TypeVar("T")
 
@@ -40,11 +41,9 @@ class RecoveryOptions:
     """A worker that gives no sign of life for so long, while a call waits for it, is taken for dead."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attempts, int) or isinstance(self.attempts, bool) or self.attempts < 1:
-            raise InvalidArgument("attempts", self.attempts, "must be a whole number, at least 1")
+        check_whole("attempts", self.attempts, 1)
         for name in ("restart_timeout_s", "manager_timeout_s", "silence_s"):
-            if not getattr(self, name) > 0:
-                raise InvalidArgument(name, getattr(self, name), "must be a positive number of seconds")
+            check_positive_seconds(name, getattr(self, name))
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from actors.tensor_group import followers_for
 from actors.worker_stats import WorkerHealth, WorkerStats
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import Cancelled, ClusterError, InvalidArgument, LeaseExpired, StaleEpoch
+from dendrite.limits import check_whole
 from dendrite.logs import set_up_logs_from_environment
 from dendrite.search.backend import Branch
 
@@ -119,8 +120,7 @@ class ModelWorker:
             Released: the node has been released, be it while its children were decoded.
             UnknownNode, LeaseExpired, InvalidArgument: nothing was done.
         """
-        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHILDREN:
-            raise InvalidArgument("n", n, f"must be a whole number, 1 to {MAX_CHILDREN}")
+        check_whole("n", n, 1, MAX_CHILDREN)
         return await self._run(
             call_id, tree, self._nodes.grow(tree, node, lambda at: self._engine.expand(at, n, params))
         )

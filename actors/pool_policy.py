@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_positive_seconds, check_whole
 
 MAX_WORKERS = 1_024
 
@@ -39,14 +40,11 @@ class PoolOptions:
 
     def __post_init__(self) -> None:
         for name in ("min_workers", "max_workers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WORKERS:
-                raise InvalidArgument(name, value, f"must be a whole number, 1 to {MAX_WORKERS}")
+            check_whole(name, getattr(self, name), 1, MAX_WORKERS)
         if self.max_workers < self.min_workers:
             raise InvalidArgument("max_workers", self.max_workers, f"must be at least min_workers={self.min_workers}")
         for name in ("delay_s", "place_timeout_s", "period_s"):
-            if not getattr(self, name) > 0:
-                raise InvalidArgument(name, getattr(self, name), "must be a positive number of seconds")
+            check_positive_seconds(name, getattr(self, name))
         for name in ("grow_after_s", "shrink_after_s", "cooldown_s"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(name, getattr(self, name), "must be a number of seconds that is not negative")

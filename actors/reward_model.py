@@ -16,7 +16,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors.reward_options import RewardOptions, RewardStats
 from actors.rpc import Handle, call, translate
 from dendrite.config import checked
-from dendrite.errors import ClusterError, InvalidArgument
+from dendrite.errors import ClusterError
+from dendrite.limits import check_positive_seconds, check_whole
 from dendrite.search.backend import Backend
 from dendrite.search.task import Task
 from dendrite.search.values import Candidate
@@ -91,10 +92,8 @@ class RewardModel:
             ClusterError: there is no connection to Ray, or the actor does not start in time.
         """
         options = checked(RewardOptions, settings)
-        if not isinstance(cpus, int) or isinstance(cpus, bool) or cpus < 1:
-            raise InvalidArgument("cpus", cpus, "must be a whole number, at least 1")
-        if not start_timeout_s > 0:
-            raise InvalidArgument("start_timeout_s", start_timeout_s, "must be a positive number of seconds")
+        check_whole("cpus", cpus, 1)
+        check_positive_seconds("start_timeout_s", start_timeout_s)
         if not ray.is_initialized():
             raise ClusterError("a reward model needs a connection to Ray: call ray.init or actors.connect first")
         environment = {"OMP_NUM_THREADS": str(cpus), "OMP_WAIT_POLICY": "passive"}

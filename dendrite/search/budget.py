@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole
 
 Limit: TypeAlias = Literal["tokens", "seconds", "expansions", "reward_calls", "kv_bytes"]
 
@@ -36,8 +37,8 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("tokens", "expansions", "reward_calls", "kv_bytes"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InvalidArgument(f"budget.{name}", value, "must be a whole number, at least 1")
+            if value is not None:
+                check_whole(f"budget.{name}", value, 1)
         if self.seconds is not None and not (_is_number(self.seconds) and 0 < self.seconds < math.inf):
             raise InvalidArgument("budget.seconds", self.seconds, "must be a positive number")
         if self.tokens is self.seconds is self.expansions is self.reward_calls is None:

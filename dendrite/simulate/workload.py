@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole
 
 MOST_WORKERS, MOST_TREES = 100_000, 10_000_000
 
@@ -45,15 +46,10 @@ class Workload:
     def __post_init__(self) -> None:
         most = {"workers": MOST_WORKERS, "trees": MOST_TREES, "prompt": 10**6}
         for name in ("workers", "shards", "trees", "expansions", "children", "tokens", "prompts", "max_rows"):
-            self._check(name, 1, most.get(name, 10**6))
-        self._check("prompt", 0, most["prompt"])
-        self._check("cached_prompts", 0, 10**6)
+            check_whole(name, getattr(self, name), 1, most.get(name, 10**6))
+        check_whole("prompt", self.prompt, 0, most["prompt"])
+        check_whole("cached_prompts", self.cached_prompts, 0, 10**6)
         if not 0 <= self.pause_s < float("inf"):
             raise InvalidArgument("pause_s", self.pause_s, "must be a number of seconds that is not negative")
         if self.children > self.max_rows:
             raise InvalidArgument("children", self.children, f"must be at most max_rows={self.max_rows}")
-
-    def _check(self, name: str, least: int, most: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise InvalidArgument(name, value, f"must be a whole number, {least} to {most}")
