@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from actors.line_fit import LineFit
@@ -21,6 +21,7 @@ T = TypeVar("T")
 _CROWD_KEEP, _CROWD_ORIGIN = 0.98, 0.2
 _SMOOTHING = 0.3
 """Weight of the newest measurement in an average."""
+_PACE_SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,17 @@ class RecoveryOptions:
 class Rates:
     """What has been measured of one worker: seconds of a decode step at best, tokens a second, seconds waited.
 
-    `steps` are those of a call, and `crowd` the seconds of a step by the calls under way. As long as these are always
-    as many, a step is taken to last in proportion to them, for nothing else is known.
+    `steps` are those of a call, and `crowd` the seconds of a step by the calls under way, of all workers alike: one
+    that has always had as many would not tell what fewer take. `pace` is how many times as long this one takes. As long
+    as all have always had as many calls, a step is taken to last in proportion to them, for nothing else is known.
     """
 
+    crowd: LineFit
     step_s: float | None = None
     prefill_rate: float | None = None
     waited_s: float = 0.0
     steps: float = 0.0
-    crowd: LineFit = field(default_factory=lambda: LineFit(keep=_CROWD_KEEP, origin=_CROWD_ORIGIN))
+    pace: float | None = None
 
     def decoded(self, seconds: float, steps: int, calls: float = 1.0) -> None:
         """Take in a call that decoded `steps` tokens one after the other, one of so many `calls` under way.
@@ -69,9 +72,24 @@ class Rates:
             return
         step = seconds / steps
         self.steps += _SMOOTHING * (steps - self.steps) if self.steps else steps
-        self.crowd.add(calls, step)
+        self._crowded(calls, step)
         self.step_s = step if self.step_s is None else min(step, self.step_s)
         self.waited_s += _SMOOTHING * (seconds - steps * self.step_s - self.waited_s)
+
+    def _crowded(self, calls: float, step: float) -> None:
+        expected = self.crowd.at(calls)
+        ratio = step / expected if expected > 0 else 1.0
+        self.pace = ratio if self.pace is None else self.pace + _PACE_SMOOTHING * (ratio - self.pace)
+        self.crowd.add(calls, step / self.pace)
+
+    def step_with(self, calls: float) -> float:
+        """Seconds that a step is likely to take with so many calls under way; 0 if nothing was measured anywhere."""
+        return (self.pace or 1.0) * self.crowd.at(calls)
+
+    @property
+    def step_per_call(self) -> float:
+        """Seconds that each call under way adds to a step."""
+        return (self.pace or 1.0) * self.crowd.line[1]
 
     def prefilled(self, seconds: float, tokens: int) -> None:
         """Take in a call that computed `tokens`."""
@@ -103,7 +121,8 @@ class Fleet:
 
     def __init__(self, workers: Sequence[Handle], options: RecoveryOptions | None = None) -> None:
         self.options = options or RecoveryOptions()
-        self._workers = [_Worker(handle, Rates()) for handle in workers]
+        self._crowd = LineFit(keep=_CROWD_KEEP, origin=_CROWD_ORIGIN)
+        self._workers = [_Worker(handle, Rates(self._crowd)) for handle in workers]
         self._late: set[asyncio.Future[None]] = set()
         self._joining = threading.Lock()
 
@@ -114,7 +133,7 @@ class Fleet:
         """A new worker is there, whose number follows the last one's. One that is known is known. From any thread."""
         with self._joining:
             if worker == len(self._workers):
-                self._workers.append(_Worker(handle, Rates()))
+                self._workers.append(_Worker(handle, Rates(self._crowd)))
 
     def retire(self, worker: int) -> None:
         """A worker has been taken away for good, as was meant."""
@@ -139,12 +158,12 @@ class Fleet:
         return self._workers[worker].rates
 
     def in_flight(self, worker: int) -> int:
-        """Calls of this process that the worker has not answered."""
+        """Calls of this process at trees and nodes of the worker that it has not answered."""
         return self._workers[worker].in_flight
 
     @contextlib.contextmanager
     def under_way(self, worker: int) -> Iterator[None]:
-        """Counts as a call at a worker, be it that it waits for something else first."""
+        """Counts as a call at a worker, from when that is decided, be it that it waits for something else first."""
         found = self._workers[worker]
         self.call_seconds(worker)
         found.in_flight += 1
@@ -169,19 +188,16 @@ class Fleet:
     def crowd_delay(self, worker: int) -> float:
         """Seconds that a call is likely to take longer there for the other calls of this process that are under way."""
         found = self._workers[worker]
-        _, each = found.rates.crowd.line
-        return each * found.in_flight * found.rates.steps
+        return found.rates.step_per_call * found.in_flight * found.rates.steps
 
     def next_step(self, worker: int) -> float:
-        """Seconds that a decode step is likely to take there with one call more; where not measured, as elsewhere.
+        """Seconds that a decode step is likely to take there with one call more.
 
         It tells replicas of a node apart. What calls have waited does not: it is known too late, so that all calls
         would go to one worker and then all to another.
         """
-        measured = [each.rates.crowd for each in self._workers if each.rates.crowd]
-        own = self._workers[worker].rates.crowd
-        crowd = own if own else next(iter(measured), own)
-        return crowd.at(self._workers[worker].in_flight + 1)
+        found = self._workers[worker]
+        return found.rates.step_with(found.in_flight + 1)
 
     def prefill_rate(self, worker: int) -> float | None:
         """Tokens a second of a prefill, as measured there or else on the slowest of the others; None if never."""
@@ -256,12 +272,11 @@ class Fleet:
             ActorLost: it is dead, or silent. Should the reply come after all, `late` takes it back.
         """
         waiting = asyncio.ensure_future(reply)
-        with self.under_way(worker):
-            while not (await asyncio.wait([waiting], timeout=self.options.silence_s))[0]:
-                if not await self._gives_signs(worker):
-                    self._take_back(waiting, late)
-                    raise ActorLost(worker_name(worker), permanent=False)
-            return waiting.result()
+        while not (await asyncio.wait([waiting], timeout=self.options.silence_s))[0]:
+            if not await self._gives_signs(worker):
+                self._take_back(waiting, late)
+                raise ActorLost(worker_name(worker), permanent=False)
+        return waiting.result()
 
     async def _gives_signs(self, worker: int) -> bool:
         try:

@@ -53,22 +53,25 @@ class WorkerCalls:
     ) -> T:
         """Make a call of a worker that can be cancelled; one that is overloaded is given the time that it asks for.
 
+        It counts as under way at once, so that a call routed in the same breath goes elsewhere.
+
         Raises:
             Overloaded: it still is, after the longest wait for a worker.
         """
         actor = self.fleet.handle(worker)
         deadline = time.monotonic() + self._options.restart_timeout_s
-        while True:
-            call_id = self.new_id()
-            reply = getattr(actor, method).remote(call_id, *arguments)
-            cancel = functools.partial(actor.cancel.remote, call_id)
-            watched = self.fleet.watch(worker, reply, undo)
-            try:
-                return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
-            except Overloaded as error:
-                if time.monotonic() + error.retry_after_s > deadline:
-                    raise
-                await asyncio.sleep(error.retry_after_s)
+        with self.fleet.under_way(worker):
+            while True:
+                call_id = self.new_id()
+                reply = getattr(actor, method).remote(call_id, *arguments)
+                cancel = functools.partial(actor.cancel.remote, call_id)
+                watched = self.fleet.watch(worker, reply, undo)
+                try:
+                    return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
+                except Overloaded as error:
+                    if time.monotonic() + error.retry_after_s > deadline:
+                        raise
+                    await asyncio.sleep(error.retry_after_s)
 
     async def give_up(self, at: ClusterNode) -> None:
         """Have a worker release one node."""

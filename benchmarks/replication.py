@@ -125,10 +125,10 @@ def run_case(case: str, load: Load, runs: int) -> tuple[list[Run], dict[str, Any
 def main() -> None:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=1_500)
-    parser.add_argument("--expansions", type=int, default=400)
-    parser.add_argument("--in-flight", type=int, default=48)
+    parser.add_argument("--expansions", type=int, default=640)
+    parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--children", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16)
     arguments = parser.parse_args()

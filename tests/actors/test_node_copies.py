@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -81,6 +83,17 @@ async def test_a_copy_of_a_path_whose_root_was_given_up_is_cut_from_a_held_one(c
     assert stats.live_nodes[other] == 5, "the root's copy serves both, with two copies and two children below it"
     for kid in kids:
         await client.release(kid.node, subtree=True)
+
+
+async def test_calls_made_at_once_are_shared_between_the_copies(client: Client) -> None:
+    root = await client.prefill(PROMPT)
+    client.busy(root.worker)
+    await client.expand(root, 1, GREEDY)
+    client.busy(root.worker, waited_s=0.0)
+    client._fleet._workers[root.worker].in_flight = 0
+    found = await asyncio.gather(*(client.expand(root, 1, GREEDY) for _ in range(8)))
+    assert Counter(branches[0].node.worker for branches in found) == {0: 4, 1: 4}
+    await client.release(root, subtree=True)
 
 
 async def test_a_node_stays_where_it_is_if_there_are_no_pages_elsewhere(client: Client) -> None:

@@ -122,6 +122,17 @@ def test_replicas_share_calls_by_how_long_their_steps_take() -> None:
     assert shares == [60, 20], "one of them is three times as fast"
 
 
+def test_what_fewer_calls_take_is_learned_from_all_workers() -> None:
+    fleet = Fleet([None, None])
+    for calls in (4, 24) * 20:
+        fleet.rates(0).decoded(10.0 + calls, 100, calls=calls)
+    for _ in range(20):
+        fleet.rates(1).decoded(2 * 34.0, 100, calls=24)
+    fleet._workers[1].in_flight = 3
+    assert fleet.next_step(1) == pytest.approx(2 * 0.14, rel=0.1)
+    assert fleet.crowd_delay(1) == pytest.approx(2 * 0.01 * 3 * 100, rel=0.1)
+
+
 def test_a_lost_node_goes_where_most_of_its_path_is() -> None:
     chooser, lost = router(3), segment()
     chooser._fleet.lost(0, 0, DEAD)
