@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[3]
 PATIENCE_S = 120.0
 
 TASK = """
+import time
 from pathlib import Path
 
 from dendrite.search import Split
@@ -31,6 +32,8 @@ max_depth = 4
 
 
 def reward(prompt: str, text: str, fails: bool) -> float:
+    if Path("slow").exists():
+        time.sleep(0.1)
     if fails and not Path("repaired").exists():
         raise ConnectionError("the judge is busy")
     return sum(letter in "aeiou" for letter in text) / (1 + len(text))
@@ -175,7 +178,8 @@ def test_a_job_that_is_killed_and_interrupted_ends_as_one_that_is_not(folder: Pa
     write_problems(folder, set())
     arguments = [*BEGIN, "--sort", "--checkpoint", "searches"]
     arguments[arguments.index("40")] = "60"
-    path = folder / "o.jsonl"
+    path, slow = folder / "o.jsonl", folder / "slow"
+    slow.touch()
     killed = start(*arguments)
     wait_until(lambda: line_count(path) >= 2, killed)
     status = json.loads(run("status", "o.jsonl", "--json").stdout)
@@ -199,6 +203,7 @@ def test_a_job_that_is_killed_and_interrupted_ends_as_one_that_is_not(folder: Pa
     assert f"{line_count(path)} of {COUNT} problems are in o.jsonl; go on with: dendrite job resume o.jsonl" in err
     assert err.count("\n") == 1
 
+    slow.unlink()
     assert run("resume", "o.jsonl").exit_code == 0
     found = told(path)
     assert [line["index"] for line in found] == list(range(COUNT))
