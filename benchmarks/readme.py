@@ -126,7 +126,7 @@ def _rate_of(point: dict[str, Any]) -> str:
 def cluster_block() -> str:
     """What a cluster on this machine costs, gains and survives."""
     manager, overhead = _load("manager-cpu-topology"), _load("cluster_overhead-cpu-countdown")
-    replication = _load("replication-cpu-countdown")
+    replication, chaos = _load("replication-cpu-countdown"), _load("chaos-cpu-countdown")
     stopped, running = (manager["metrics"][f"expand.{state}_p99_ms"] for state in ("stopped", "running"))
     rows = [
         (
@@ -140,8 +140,12 @@ def cluster_block() -> str:
             _short(overhead["metrics"]["cluster.overhead_ratio"]),
         ),
         ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
+        ("workers, managers and drivers killed during a job", _short(chaos["metrics"]["chaos.kills"])),
+        ("its problems", _short(chaos["metrics"]["chaos.problems"])),
+        ("those with the very result of a job left in peace", f"{100 * chaos['metrics']['chaos.equal']:.0f} %"),
+        ("nodes, pages and leases left behind", _short(chaos["metrics"]["chaos.leaked"])),
     ]
-    sources = [_with_source("", result).strip() for result in (manager, overhead, replication)]
+    sources = [_with_source("", result).strip() for result in (manager, overhead, replication, chaos)]
     return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
 
 

@@ -10,7 +10,8 @@ from dendrite.errors import CorruptFile, InvalidArgument, ModelError
 from dendrite.model.config import CONFIG_FILE, read_json
 from dendrite.model.detokenizer import Detokenizer
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", _TOKENIZER_CONFIG, "vocab.json", "vocab.txt")
 _GENERATION_FILE = "generation_config.json"
 
 
@@ -112,13 +113,27 @@ class Tokenizer:
 
 def _load_inner(folder: Path) -> Any:
     # Deferred: transformers takes seconds to import, and a model used with token ids alone never needs it.
-    from transformers import AutoTokenizer
+    import transformers
 
+    # AutoTokenizer imports every model's configuration to find the class: seconds, for each process that has a model.
+    kind = transformers.PreTrainedTokenizerFast if _names_the_plain_class(folder) else transformers.AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
         # transformers and its Rust backend have no common error type for malformed files.
         raise CorruptFile(str(folder), f"the tokenizer files: {error}") from error
+
+
+def _names_the_plain_class(folder: Path) -> bool:
+    """Whether the class that only reads `tokenizer.json` is named, and is what AutoTokenizer would take.
+
+    For some architectures it takes another one than named; for Llama's it does not.
+    """
+    if not all((folder / name).exists() for name in ("tokenizer.json", _TOKENIZER_CONFIG, CONFIG_FILE)):
+        return False
+    settings = read_json(folder / _TOKENIZER_CONFIG)
+    named = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return named and "auto_map" not in settings and read_json(folder / CONFIG_FILE).get("model_type") == "llama"
 
 
 def _eos_ids(folder: Path, inner: Any | None) -> frozenset[int]:

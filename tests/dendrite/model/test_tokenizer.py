@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dendrite.errors import CorruptFile, InvalidArgument, ModelError
 from dendrite.model.detokenizer import Detokenizer
 from dendrite.model.tokenizer import Tokenizer
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).parents[3]
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}"
@@ -41,6 +47,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(folder)
     return Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_the_class_is_what_transformers_would_choose(model_type: str, tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    chosen = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    assert type(Tokenizer.from_folder(tmp_path).backend) is type(chosen)
+
+
+def test_a_plain_tokenizer_is_loaded_without_every_models_configuration(tmp_path: Path) -> None:
+    """Each process with a model loads one, and that takes seconds."""
+    write_tiny_model(tmp_path)
+    code = "import sys; from dendrite.model.tokenizer import Tokenizer; Tokenizer.from_folder(sys.argv[1]).encode('a')"
+    code += "; assert 'transformers.models.auto.tokenization_auto' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def test_text_survives_the_round_trip(tokenizer: Tokenizer) -> None:
