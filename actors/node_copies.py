@@ -109,7 +109,8 @@ class NodeCopies:
             with self._fleet.under_way(route.worker):
                 return await self._rebuilder.ensure(segment, route.worker, origin)
         except NOT_COPIED as error:
-            if not self._rebuilder.is_elsewhere(segment, route.worker):
+            # What was to be moved can be computed, be it that its worker has died; else another one must have it.
+            if not isinstance(error, TransferFailed) and not self._rebuilder.is_elsewhere(segment, route.worker):
                 raise
             if route.how != "stay":  # else it is somebody else's who began to make it
                 missing = missing_tokens(segment, route.worker, self._rebuilder.has)

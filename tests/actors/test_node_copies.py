@@ -16,6 +16,7 @@ from actors.release_queue import Given
 from actors.replication import Policy, Replicator
 from actors.routing import Router
 from dendrite.config import EngineConfig, SamplingParams
+from dendrite.errors import ClusterError, UnknownNode
 from tests.actors.in_process import LocalHandle, cluster_of
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n" * 4)
@@ -126,6 +127,27 @@ async def test_after_a_transfer_that_failed_the_node_is_computed(client: Client)
     assert client.replicator.decisions == {"transfer": 1, "recompute": 1}
     assert client.replicator.stats.failures == 1
     assert (await engines(client))[other] == (len(PROMPT), 0)
+    await client.release(root, subtree=True)
+
+
+async def test_a_node_whose_worker_dies_while_it_is_moved_is_computed(client: Client) -> None:
+    root = await client.prefill(PROMPT)
+    home, other = root.worker, 1 - root.worker
+    [expected] = await client.expand(root, 1, GREEDY)
+    await client.release(expected.node)
+    await client.settle()
+    dying = client.workers[home]
+
+    async def export_kv(*_: object) -> None:
+        client._fleet.lost(home, 0, UnknownNode(root.tree, root.node))
+        await dying.reclaim(client._calls.lease, False)
+        raise ClusterError("worker 0 is not alive, and may be restarted")
+
+    dying.export_kv = export_kv  # type: ignore[assignment, method-assign]
+    client.busy(home)
+    [branch] = await client.expand(root, 1, GREEDY)
+    assert (branch.node.worker, branch.tokens) == (other, expected.tokens)
+    assert await engines(client) == [(len(PROMPT), 0)] * 2
     await client.release(root, subtree=True)
 
 
