@@ -34,7 +34,7 @@ class ClusterClient:
     A reference is good until its node is released, whatever becomes of the worker that made it: where that worker is
     lost, the node is rebuilt on another from its tokens, with its shared ancestors once, and the call made again.
     Sampling keyed by `SamplingParams.seed` draws the same tokens there. Without one the key is the node's place in the
-    worker's tree, which a rebuilt node does not keep.
+    worker's tree, which a rebuilt node does not keep. A document under `SamplingParams.grammar` goes on there as well.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ClusterClient:
         async def expand_at(at: ClusterNode) -> list[Branch]:
             began, before = time.monotonic(), self._fleet.call_seconds(at.worker)
             branches: list[Branch] = await self._calls.send(
-                at.worker, "expand", at.tree, at.node, n, params, undo=self._calls.take_back
+                at.worker, "expand", at.tree, at.node, n, good_anywhere, undo=self._calls.take_back
             )
             steps = max(len(branch.tokens) for branch in branches)
             seconds = time.monotonic() - began
@@ -107,8 +107,9 @@ class ClusterClient:
             return branches
 
         at = self._known(node)
+        good_anywhere = self._copies.placed(at, params)
         with span("expand", tree=str(at.tree), node=at.node, n=n):
-            return await self._copies.grow(at, "expand", expand_at)
+            return await self._copies.grow(at, "expand", expand_at, good_anywhere)
 
     async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork `node` once a continuation and write it there. Cancelling the awaiting task releases the children."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from actors.documents import Document
 from actors.refs import ClusterNode
 from dendrite.errors import NodeReleased, UnknownNode
 
@@ -27,14 +28,15 @@ class Copy:
 class Segment:
     """A node as its holder knows it: `name` is for good, the copies come and go.
 
-    `tokens` are its own. `held` until its holder releases it; it stays while it has children, or a call uses it
-    (`pins`). `cut` once it was released with all below it.
+    `tokens` are its own; `document` is what they end in, if that is under a grammar. `held` until its holder releases
+    it; it stays while it has children, or a call uses it (`pins`). `cut` once it was released with all below it.
     """
 
     name: ClusterNode
     parent: Segment | None
     tokens: tuple[int, ...]
     seed: int | None = None
+    document: Document | None = None
     held: bool = True
     cut: bool = False
     pins: int = 0
@@ -93,10 +95,15 @@ class Lineage:
         return len(self._segments)
 
     def add(
-        self, copy: Copy, tokens: tuple[int, ...], parent: Segment | None = None, seed: int | None = None
+        self,
+        copy: Copy,
+        tokens: tuple[int, ...],
+        parent: Segment | None = None,
+        seed: int | None = None,
+        document: Document | None = None,
     ) -> Segment:
         """Note a new node, which bears the name of its first copy. `seed` is of the sampling of a root's tree."""
-        segment = Segment(copy.at, parent, tokens, seed, copies=[copy])
+        segment = Segment(copy.at, parent, tokens, seed, document, copies=[copy])
         self._segments[copy.at] = segment
         self._seen[copy.at.tree] = max(self._seen.get(copy.at.tree, 0), copy.at.node + 1)
         if parent is not None:

@@ -49,7 +49,8 @@ METRICS: Mapping[str, Metric] = {
         # Of workers.
         *_of_worker(
             "counter",
-            decode_tokens="Tokens generated.",
+            decode_tokens="Tokens sampled.",
+            forced_tokens="Tokens written since a grammar left no choice.",
             prefill_tokens="Prompt and scored tokens run through the model.",
             recomputed_tokens="Tokens run again since their KV had been dropped.",
             cached_tokens="Prompt tokens found in the prefix cache.",

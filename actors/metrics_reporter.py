@@ -22,6 +22,7 @@ INTERVAL_S = 5.0
 
 _ENGINE_TOTALS = (
     "decode_tokens",
+    "forced_tokens",
     "prefill_tokens",
     "recomputed_tokens",
     "cached_tokens",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from actors.documents import extended, placed
 from actors.kv_transfer import TransferFailed
 from actors.lineage import Copy, Lineage, Release, Segment
 from actors.node_maker import NodeMaker
@@ -13,6 +14,7 @@ from actors.refs import ClusterNode
 from actors.replication import missing_tokens
 from actors.routing import Route, Router
 from actors.worker_calls import WorkerCalls
+from dendrite.config import SamplingParams
 from dendrite.errors import (
     Cancelled,
     KvFormatMismatch,
@@ -43,10 +45,22 @@ class NodeCopies:
         """Put a new tree on record."""
         self._lineage.add(Copy(root, epoch), tokens, seed=seed)
 
+    def placed(self, node: ClusterNode, params: SamplingParams) -> SamplingParams:
+        """Settings for what comes after a node, good on any worker: see `actors.documents`."""
+        segment = self._lineage.find(node)
+        return placed(params, None if segment is None else segment.document)
+
     async def grow(
-        self, node: ClusterNode, what: str, make: Callable[[ClusterNode], Awaitable[list[Branch]]]
+        self,
+        node: ClusterNode,
+        what: str,
+        make: Callable[[ClusterNode], Awaitable[list[Branch]]],
+        params: SamplingParams | None = None,
     ) -> list[Branch]:
-        """Make children of a node, and put them on record. Raises what `at` raises."""
+        """Make children of a node, and put them on record. Raises what `at` raises.
+
+        `params`, if `make` generates their tokens, are those that `placed` has returned.
+        """
 
         async def make_at(copy: ClusterNode) -> list[Branch]:
             segment, epoch = self._lineage.find(node), self._fleet.epoch(copy.worker)
@@ -59,7 +73,8 @@ class NodeCopies:
                 )
             for branch in branches:
                 assert isinstance(branch.node, ClusterNode)
-                self._lineage.add(Copy(branch.node, epoch), branch.tokens, segment)
+                document = extended(params, len(branch.tokens))
+                self._lineage.add(Copy(branch.node, epoch), branch.tokens, segment, document=document)
             return branches
 
         return await self.at(node, what, make_at)

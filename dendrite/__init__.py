@@ -14,6 +14,7 @@ from dendrite.errors import DendriteError
 if TYPE_CHECKING:
     from dendrite.config import EngineConfig, SamplingParams
     from dendrite.engine.engine import Engine
+    from dendrite.grammar.spec import Grammar
     from dendrite.kv.node import Node
     from dendrite.search import run_search, run_search_async
     from dendrite.search.budget import Budget
@@ -25,6 +26,7 @@ __all__ = [
     "DendriteError",
     "Engine",
     "EngineConfig",
+    "Grammar",
     "Node",
     "SamplingParams",
     "__version__",
@@ -37,6 +39,7 @@ _HOME = {
     "Budget": "dendrite.search.budget",
     "Engine": "dendrite.engine.engine",
     "EngineConfig": "dendrite.config",
+    "Grammar": "dendrite.grammar.spec",
     "Node": "dendrite.kv.node",
     "SamplingParams": "dendrite.config",
     "run_search": "dendrite.search",

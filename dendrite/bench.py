@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dendrite.errors import InvalidArgument, MissingDependency
 
-BENCHMARKS = ("tree_workloads", "attention", "decode", "fork", "search", "parallel_search", "kernels")
+BENCHMARKS = ("tree_workloads", "attention", "decode", "fork", "search", "parallel_search", "grammar", "kernels")
 
 
 def run_benchmark(name: str, arguments: Sequence[str]) -> int:

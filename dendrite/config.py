@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dendrite.errors import InvalidArgument
+from dendrite.grammar.limits import GrammarLimits
+from dendrite.grammar.spec import Grammar
 
 MAX_SEED = 2**63 - 1
 
@@ -63,6 +65,10 @@ class EngineConfig(_Frozen):
     step a token, without graphs."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Base of every sampling key that no `SamplingParams.seed` overrides."""
+    grammar_cache: Annotated[int, Field(ge=1)] = 64
+    """Compiled grammars that are kept, those used last."""
+    grammar_limits: GrammarLimits = GrammarLimits()
+    """How large a grammar may be, and how much work each of its steps."""
     debug_checks: bool = False
     """Check the KV invariants after every step (slow; meant for tests)."""
 
@@ -110,8 +116,19 @@ class SamplingParams(_Frozen):
     ignore_eos: bool = False
     without: tuple[Continuation, ...] = ()
     """Continuations not to draw again: see `dendrite.engine.without`."""
+    grammar: Grammar | None = None
+    """What the text must follow. The sequence can only end where the grammar lets it, and does where nothing fits."""
+    grammar_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens at the end of the path that belong to the grammar's document. None: those that were generated under the
+    same grammar, if nothing else came after them."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Overrides the key (tree, node) of the sampling noise by (seed, index of the branch in its call)."""
+
+    @model_validator(mode="after")
+    def _tokens_of_a_grammar(self) -> Self:
+        if self.grammar_tokens is not None and self.grammar is None:
+            raise ValueError("grammar_tokens goes with a grammar")
+        return self
 
     @field_validator("stop", mode="before")
     @classmethod

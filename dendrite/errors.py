@@ -32,6 +32,17 @@ class InvalidArgument(DendriteError, ValueError):
         super().__init__(f"{field}={self.value}: {limit}")
 
 
+class GrammarError(DendriteError):
+    """A grammar cannot be used, or cannot be followed any further: names the place in it and why.
+
+    `path` is a JSONPath into a schema (`$.properties.age`), else the kind of grammar (`regex`, `lark`).
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"grammar at {path}: {reason}")
+
+
 class MissingDependency(DendriteError):
     """Something that is not part of Dendrite is needed and is not there: names it, why, and how to get it."""
 

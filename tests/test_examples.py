@@ -16,6 +16,7 @@ RUN_ELSEWHERE = {"train_countdown.py"}
 
 EXPECTED = {
     "fork.py": "other ways",
+    "json_branches.py": "all valid",
     "search.py": "expansions",
     "cluster.py": "solved",
     "ask_tell.py": "nodes; from",

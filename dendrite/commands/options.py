@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, TypeAlias, get_args
 
 import typer
@@ -32,4 +33,8 @@ Model: TypeAlias = Annotated[str, typer.Option(help="A packaged model, or the pa
 Workers: TypeAlias = Annotated[int, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster.")]
 Local: TypeAlias = Annotated[bool, typer.Option("--local", help="Use one engine in this process, without Ray.")]
 Concurrency: TypeAlias = Annotated[int, typer.Option(min=1, max=4_096, help="Problems at a time.")]
+JsonSchemaFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--json-schema", help="JSON file with a schema that every text written must be valid under."),
+]
 SummaryOnly: TypeAlias = Annotated[bool, typer.Option("--json", help="Print only the summary, as a line of JSON.")]

@@ -8,10 +8,12 @@ from typing import Annotated, cast
 import typer
 
 from dendrite.commands import options
+from dendrite.commands.grammars import load_schema
 from dendrite.commands.problems import load_problems, parse_budget, parse_options
 from dendrite.commands.running import Job, Place, run_job
 from dendrite.errors import InvalidArgument
 from dendrite.search.run import parse_algorithm
+from dendrite.search.tasks.constrained import Constrained
 from dendrite.search.values import ValueName, value_source
 
 
@@ -31,6 +33,7 @@ def search(
     workers: options.Workers = 2,
     local: options.Local = False,
     concurrency: options.Concurrency = 8,
+    json_schema: options.JsonSchemaFile = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the searches.")] = 0,
     traces: Annotated[
         Path | None, typer.Option(help="Folder for the searches' traces, one a problem; see `dendrite view`.")
@@ -46,9 +49,12 @@ def search(
     """Search for answers to problems of your own, and write one line of JSON for each.
 
     The Python file judges texts: `reward(prompt, text)` gives a number from 0 to 1. A line of the prompts' file has a
-    `prompt`, and the other fields that the function has parameters for.
+    `prompt`, and the other fields that the function has parameters for. With --json-schema, texts are JSON documents.
     """
     tasks = load_problems(prompts, task, None, seed).tasks
+    if json_schema is not None:
+        grammar = load_schema(json_schema)
+        tasks = [Constrained(each, grammar) for each in tasks]
     settings = parse_options(option or ())
     parse_algorithm(algorithm, settings)
     source = value_source(cast(ValueName, values))

@@ -10,8 +10,9 @@ from functools import partial
 from typing import TypeVar
 
 from dendrite.config import SamplingParams
+from dendrite.engine.branches import branch_of
 from dendrite.engine.engine import Engine
-from dendrite.engine.generation import Compute, Generation
+from dendrite.engine.generation import Compute, Generation, raise_first
 from dendrite.engine.stepper import StepResult
 from dendrite.errors import Cancelled, InvalidArgument
 from dendrite.kv.node import Node
@@ -151,16 +152,8 @@ class AsyncEngine:
             self._thread.shutdown()
 
     def _branch(self, node: Node) -> Branch:
-        readable = self.engine.tokenizer is not None and self.engine.tokenizer.available
-        return Branch(
-            node=node,
-            tokens=tuple(node.tokens),
-            text=node.text if readable else "",
-            logprobs=tuple(node.logprobs),
-            value=node.value,
-            finish_reason=node.finish_reason or "cancelled",
-            pages=len(node.pages),
-        )
+        tokenizer = self.engine.tokenizer
+        return branch_of(node, readable=tokenizer is not None and tokenizer.available)
 
     # ---------------------------------------------------------------- between steps
 
@@ -245,9 +238,7 @@ class AsyncEngine:
         finally:
             for request in futures:
                 self._waiters.pop(request, None)
-        for request in requests:
-            if request.error is not None:
-                raise request.error
+        raise_first(requests)
 
     def _ensure_pump(self) -> None:
         if self._pump is None or self._pump.done():

@@ -12,7 +12,6 @@ device and advance there; a row whose token is one of its stop ids goes quiet by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,6 +21,8 @@ from torch import Tensor
 from dendrite.attention.tree import TreeAttention
 from dendrite.attention.tree_plan import TreePlan
 from dendrite.config import EngineConfig
+from dendrite.engine.burst import Burst, SampleKind
+from dendrite.engine.device_masks import DeviceMasks
 from dendrite.engine.generation import Generation
 from dendrite.engine.graphs import GraphPool
 from dendrite.engine.sampler import SamplingBatch, filtered
@@ -35,14 +36,6 @@ from dendrite.transfer import Mirror, send
 
 _HORIZON = 64
 """Tokens that a work list of attention stays good for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Burst:
-    """What a burst generated: [rows, steps] tokens and natural-log probabilities. A row is valid up to its end."""
-
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
 
 
 class DeviceLoop:
@@ -78,9 +71,10 @@ class DeviceLoop:
             {"tokens": ((steps, rows), torch.int32), "logprobs": ((steps, rows), torch.float32)}, device
         )
         self._workspace = sampling.sampling_workspace(rows, shape.vocab_size, device)
+        self._masks = DeviceMasks(rows, shape.vocab_size, device, pdl=pdl)
         self._ready = torch.cuda.Event() if on_cuda else None
         self._filled_for = -1  # version of the batch that the rows on the device are
-        self._has_filter = False
+        self._kind = SampleKind()
         self._plan: TreePlan | None = None
         self._planned_for = (-1, 0)  # version of the batch, and its padded size
         self._left = 0  # steps that the plan is still good for
@@ -100,13 +94,15 @@ class DeviceLoop:
         if self._filled_for == version:  # the rows are where the last burst has left them
             self._rows.device["step"].zero_()
         else:
-            self._has_filter = any(_has_filter(generation) for generation in generations)
-            self._record(size, self._has_filter)
+            self._kind = SampleKind.of(generations)
+            self._record(size, self._kind)
             self._fill(generations, size)
         self._filled_for = -1
         try:
             self._place(generations, size, steps, version)
-            self._launch(count, size, self._has_filter, steps)
+            if self._kind.masked:
+                self._masks.upload(generations)
+            self._launch(count, size, self._kind, steps)
             burst = self._await(count, steps)
         except BaseException:
             if self._ready is not None:  # what is queued still reads the memory that the next burst fills
@@ -158,6 +154,8 @@ class DeviceLoop:
             if generation.stop_ids:  # the host checks all of them again: more than fit cost steps, not correctness
                 known = sorted(generation.stop_ids)[: sampling.STOP_IDS]
                 host["stop_ids"][row, : len(known)] = known
+        host["constrained"][:count] = [generation.matcher is not None for generation in generations]
+        host["constrained"][count:size] = 0
         self._rows.upload()
         torch.index_select(self._tips.states, 0, self._rows.device["from"][:count], out=self._states[:count])
 
@@ -176,14 +174,16 @@ class DeviceLoop:
 
     # ---------------------------------------------------------------- the device's work
 
-    def _launch(self, count: int, size: int, has_filter: bool, steps: int) -> None:
+    def _launch(self, count: int, size: int, kind: SampleKind, steps: int) -> None:
         """Queue a whole burst, with an event behind its last sampling."""
         rows, graphs = self._rows.device, self._graphs
-        sample, forward = partial(self._sample, size, has_filter), partial(self._forward, size)
-        graphs.run(("sample", size, has_filter), sample)
+        sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
+        graphs.run(("sample", size, kind), sample)
         for _ in range(steps - 1):
-            graphs.run(("both", size, has_filter), partial(_in_turn, forward, sample))
+            graphs.run(("both", size, kind), partial(_in_turn, forward, sample))
         self._drawn.download()
+        if kind.masked:
+            self._masks.download()
         if self._ready is not None:
             self._ready.record()
         graphs.run(("forward", size), forward)
@@ -193,14 +193,17 @@ class DeviceLoop:
         if self._ready is not None:
             self._ready.synchronize()
         drawn = self._drawn.host
-        return Burst(drawn["tokens"][:steps, :count].T.tolist(), drawn["logprobs"][:steps, :count].T.tolist())
+        log_mass = self._masks.log_mass(count) if self._kind.masked else None
+        return Burst(drawn["tokens"][:steps, :count].T.tolist(), drawn["logprobs"][:steps, :count].T.tolist(), log_mass)
 
-    def _sample(self, size: int, has_filter: bool) -> None:
+    def _sample(self, size: int, kind: SampleKind) -> None:
         """Draw each row's next token from its hidden state."""
         rows = self._rows.device
         logits = self._model.run_head(self._states[:size])
+        if kind.masked:
+            self._masks.apply(logits, rows["constrained"][:size])
         temperature, kept = rows["temperature"][:size], logits
-        if has_filter:
+        if kind.filtered:
             kept, temperature = _apply_filters(logits, {name: rows[name][:size] for name in _FILTERS})
         sampling.sample(
             logits,
@@ -231,19 +234,19 @@ class DeviceLoop:
         )
         sampling.advance(alive, self._stopping[:size], positions, rows["step"], pdl=self._pdl)
 
-    def _record(self, size: int, has_filter: bool) -> None:
+    def _record(self, size: int, kind: SampleKind) -> None:
         """Record the graphs of a batch size when it first occurs, on rows that leave no trace."""
-        sample, forward = partial(self._sample, size, has_filter), partial(self._forward, size)
-        if ("both", size, has_filter) in self._graphs:
+        sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
+        if ("both", size, kind) in self._graphs:
             return
-        for array in (self._rows.device["alive"], self._rows.device["step"]):
-            array.zero_()
+        for name in ("alive", "step", "constrained"):
+            self._rows.device[name].zero_()
         self.attention.clear()  # a work list is good for launches of the size that it was planned for
         self._plan = None
         for work in (sample, forward):  # compiles and loads what recording may not
             work()
-        self._graphs.record(("sample", size, has_filter), sample)
-        self._graphs.record(("both", size, has_filter), partial(_in_turn, forward, sample))
+        self._graphs.record(("sample", size, kind), sample)
+        self._graphs.record(("both", size, kind), partial(_in_turn, forward, sample))
         if ("forward", size) not in self._graphs:
             self._graphs.record(("forward", size), forward)
 
@@ -272,12 +275,8 @@ def _fields(rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         "top_p": ((rows, 1), real),
         "min_p": ((rows, 1), real),
         "stop_ids": ((rows, sampling.STOP_IDS), whole),
+        "constrained": ((rows,), whole),
     }
-
-
-def _has_filter(generation: Generation) -> bool:
-    params = generation.params
-    return bool(params.top_k) or params.top_p < 1.0 or params.min_p > 0.0
 
 
 def _apply_filters(logits: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ import torch
 
 from dendrite.config import EngineConfig, SamplingParams, checked
 from dendrite.engine.capacity import kv_pages
+from dendrite.engine.constraints import Constraints
 from dendrite.engine.device import choose_device, choose_dtype, make_attention, make_device_loop, make_runner
 from dendrite.engine.exchange import KvExchange
-from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts
+from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts, raise_first
 from dendrite.engine.paths import check_context
 from dendrite.engine.sampler import logprobs_of
 from dendrite.engine.scheduler import Scheduler
@@ -80,7 +81,8 @@ class Engine:
         self._loop = loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
         max_burst = config.max_burst if loop is not None else 1
         self._scheduler = Scheduler(self.cache, config, longest, max_burst)
-        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, loop)
+        self._constraints = Constraints(tokenizer, self._vocabulary, config, on_cuda=loop is not None)
+        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, self._constraints, loop)
         self._exchange = KvExchange(self.cache, self._scheduler, self._runner)
         self._orders = 0
         self._trees = 0
@@ -157,6 +159,8 @@ class Engine:
 
         Raises:
             NodeReleased, InvalidArgument, ContextOverflow: nothing was generated.
+            GrammarError: the grammar can't be used; nothing was generated. Where it fails on one node only, that node's
+                `finish_reason` is "error", its `error` tells why, and nothing is raised.
             OutOfPages: a node found no page even alone; the others were finished.
         """
         generations = self.submit(nodes, params, **settings)
@@ -179,7 +183,7 @@ class Engine:
                 for span in self.step().spans:
                     if span.node in mine:
                         yield from span_events(span)
-            _raise_first(generations)
+            raise_first(generations)
         finally:
             for generation in generations:
                 self.cancel(generation)
@@ -260,6 +264,7 @@ class Engine:
             recomputed_tokens=seen.recomputed_tokens,
             decode_tokens=seen.decode_tokens,
             cached_tokens=seen.cached_tokens,
+            forced_tokens=seen.forced_tokens,
             retips=seen.retips,
             forks=cache.forks,
             tail_copies=cache.cow_copies,
@@ -293,7 +298,8 @@ class Engine:
         self.cache.check()
 
     def close(self) -> None:
-        """Drop cached prefixes, and end the other ranks. Live nodes stay their holders' to release. Idempotent."""
+        """Drop cached prefixes, end threads and other ranks. Live nodes stay their holders' to release. Idempotent."""
+        self._constraints.close()
         self.cache.clear_cache()
         if self._leader is not None:
             self._leader.close()
@@ -342,8 +348,12 @@ class Engine:
         params = checked(SamplingParams, {**base, **settings}) if settings or params is None else params
         self._check_nodes(nodes)
         generations = [self._generation(node, params, branch, priority) for branch, node in enumerate(nodes)]
+        failed = self._constraints.begin(generations, params)
         for generation in generations:
-            self._scheduler.add(generation)
+            if generation in failed:
+                self._scheduler.fail(generation, failed[generation])
+            else:
+                self._scheduler.add(generation)
         return generations
 
     def submit_probe(self, node: Node) -> Generation:
@@ -491,10 +501,4 @@ class Engine:
     def _run_until(self, *requests: Generation | Compute) -> None:
         while not all(request.done for request in requests):
             self.step()
-        _raise_first(requests)
-
-
-def _raise_first(requests: Sequence[Generation | Compute]) -> None:
-    for request in requests:
-        if request.error is not None:
-            raise request.error
+        raise_first(requests)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +14,11 @@ from dendrite.engine.paths import generated_on_path
 from dendrite.engine.sampler import has_penalty
 from dendrite.engine.stopping import StopText
 from dendrite.engine.without import Without
-from dendrite.errors import DendriteError
+from dendrite.errors import DendriteError, GrammarError
 from dendrite.kv.node import Node
+
+if TYPE_CHECKING:
+    from dendrite.grammar.matcher import Matcher
 
 STOP_TEXT_PACE = 4
 """A stop text is noticed by the host only, and what was generated past it is thrown away."""
@@ -30,7 +34,8 @@ class Generation:
     `seed` and `branch` key its sampling noise together with the position. `tip` is the slot of the hidden state that
     the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
     of this generation; at most `pace` of them are made before the host looks. `counts` is there only if the settings
-    have a penalty, `without` only if they name continuations to leave out. A `probe` ends as soon as it has its tip.
+    have a penalty, `without` only if they name continuations to leave out, and `matcher`, which is the node's own, only
+    under a grammar. A `probe` ends as soon as it has its tip.
     """
 
     node: Node
@@ -47,6 +52,7 @@ class Generation:
     pace: int = 1
     counts: TokenCounts | None = None
     without: Without | None = None
+    matcher: Matcher | None = None
     finish_reason: FinishReason | None = None
     error: DendriteError | None = None
 
@@ -62,7 +68,7 @@ class Generation:
 
     def burst(self, longest_context: int) -> int:
         """Most tokens to generate before the host looks: few at first, so that a stream starts at once."""
-        if self.host_sampled:
+        if self.host_sampled or self.matcher is not None:
             return 1
         left = min(self.params.max_tokens - self.produced, longest_context - self.node.length)
         return min(left, 1 + 3 * self.produced, self.pace)
@@ -77,7 +83,7 @@ class Compute:
     """Tokens already on a node whose KV must be written: a prompt, a scored continuation, or a dropped segment.
 
     `collect[i]` is a token whose log-probability after the node's own token i is wanted in `logprobs`. With `seal`, the
-    node enters the prefix cache once it is computed.
+    node enters the prefix cache once it is computed. `forced` describes tokens that a grammar left no choice about.
     """
 
     node: Node
@@ -85,8 +91,30 @@ class Compute:
     seal: bool = False
     collect: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    forced: Forced | None = None
     done: bool = False
     error: DendriteError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """The last `count` tokens of a node, written for `generation` without sampling.
+
+    `first_logprob` is the model's own of the first of them. `finish_reason` is what the generation ends with once they
+    are computed, None if it goes on.
+    """
+
+    generation: Generation
+    count: int
+    first_logprob: float
+    finish_reason: FinishReason | None
+
+
+def raise_first(requests: Sequence[Generation | Compute]) -> None:
+    """Raise what the first of them has failed with. A grammar's failure stays on its node: the others are good."""
+    for request in requests:
+        if request.error is not None and not isinstance(request.error, GrammarError):
+            raise request.error
 
 
 @dataclass(slots=True)

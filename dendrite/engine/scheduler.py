@@ -100,6 +100,18 @@ class Scheduler:
         generation.finish_reason = "cancelled"
         self._forget(generation)
 
+    def fail(self, generation: Generation, error: DendriteError) -> None:
+        """End a generation with an error that concerns no other; its node tells of it from now on."""
+        self._fail(generation, error)
+        generation.node.finish_reason, generation.node.error = generation.finish_reason, error
+
+    def extend(self, generation: Generation, job: Compute) -> None:
+        """Have tokens computed that were written to a running generation's node; it goes on after them."""
+        self.running.remove(generation)
+        self.version += 1
+        job.waiting.append(generation)
+        self.compute(job)
+
     # ---------------------------------------------------------------- one step
 
     def schedule(self) -> Plan:

@@ -13,6 +13,7 @@ class Counters:
     prefill_tokens: int = 0
     recomputed_tokens: int = 0
     decode_tokens: int = 0
+    forced_tokens: int = 0
     cached_tokens: int = 0
     retips: int = 0
     context_tokens: int = 0
@@ -33,13 +34,14 @@ class EngineStats:
     """A snapshot of an engine.
 
     Totals since it was made: `prefill_tokens` (prompt and scored tokens run through the model), `recomputed_tokens`
-    (run again because their KV had been dropped), `decode_tokens` (sampled), `cached_tokens` (prompt tokens found in
-    the prefix cache), `prompts` and those of them that began with such tokens (`prompt_hits`), `retips` (single tokens
-    run again for their hidden state), `exported_tokens` and `imported_tokens` (whose KV went to, and came from, another
-    engine), `forks`, `tail_copies`, `takeovers`, `preemptions`, `steps`, `seconds_running` (wall time inside steps).
-    `shared_ratio` is the share of context tokens, over all decode steps, that was read from an ancestor's pages. On the
-    GPU, `tree_bursts` and `flat_bursts` are the bursts of decode steps whose attention did and did not read shared
-    segments once for several rows, and `kv_bytes_saved` what that has spared.
+    (run again because their KV had been dropped), `decode_tokens` (sampled), `forced_tokens` (written because a grammar
+    left no choice), `cached_tokens` (prompt tokens found in the prefix cache), `prompts` and those of them that began
+    with such tokens (`prompt_hits`), `retips` (single tokens run again for their hidden state), `exported_tokens` and
+    `imported_tokens` (whose KV went to, and came from, another engine), `forks`, `tail_copies`, `takeovers`,
+    `preemptions`, `steps`, `seconds_running` (wall time inside steps). `shared_ratio` is the share of context tokens,
+    over all decode steps, that was read from an ancestor's pages. On the GPU, `tree_bursts` and `flat_bursts` are the
+    bursts of decode steps whose attention did and did not read shared segments once for several rows, and
+    `kv_bytes_saved` what that has spared.
 
     Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
     A page holds the KV of `page_tokens` tokens in `page_bytes` bytes, those of all `tensor_parallel` ranks together.
@@ -70,6 +72,7 @@ class EngineStats:
     kv_bytes_saved: int = 0
     page_tokens: int = 0
     page_bytes: int = 0
+    forced_tokens: int = 0
     tensor_parallel: int = 1
     device_loop: bool = False
     prompts: int = 0

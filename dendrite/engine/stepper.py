@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dendrite.config import EngineConfig
 from dendrite.engine.batch import BatchBuilder
+from dendrite.engine.constraints import Constraints, note_raw
+from dendrite.engine.forced import ForcedTokens
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Chunk, Plan, chunk_rows, last_rows
 from dendrite.engine.runner import ModelRunner
@@ -85,11 +87,14 @@ class Stepper:
         runner: ModelRunner,
         config: EngineConfig,
         longest_context: int,
+        constraints: Constraints,
         loop: DeviceLoop | None = None,
     ) -> None:
         self._cache = cache
         self._scheduler = scheduler
         self._runner = runner
+        self._constraints = constraints
+        self._forced = ForcedTokens(scheduler, runner, constraints, longest_context)
         self._loop = loop
         self._builder = BatchBuilder(cache, config.page_size, runner.batch_device)
         self._debug_checks = config.debug_checks
@@ -100,7 +105,7 @@ class Stepper:
     def step(self) -> StepResult:
         """Run one batch: schedule, sample, run, post-process."""
         began = time.perf_counter()
-        plan = self._scheduler.schedule()
+        plan = self._without_failed(self._scheduler.schedule())
         self._runner.copy_tails(plan.copies)
         if self._loop is not None and not any(generation.host_sampled for generation in plan.decodes):
             spans = self._burst(self._loop, plan)
@@ -121,6 +126,14 @@ class Stepper:
         if self._debug_checks:
             self._cache.check()
         return result
+
+    def _without_failed(self, plan: Plan) -> Plan:
+        """Take out the nodes whose grammar has passed a limit: they fail alone."""
+        failed = self._constraints.failed(plan.decodes)
+        for generation, error in failed:
+            self._cache.unreserve(generation.node)
+            self._scheduler.fail(generation, error)
+        return replace(plan, decodes=[g for g in plan.decodes if not g.done]) if failed else plan
 
     def _burst(self, loop: DeviceLoop, plan: Plan) -> list[Span]:
         """Generate up to `plan.burst` tokens on every decoding node."""
@@ -145,12 +158,15 @@ class Stepper:
                 cut.append((row, generation, accepted))
             node.tokens += tokens
             node.logprobs += logprobs
+            if generation.matcher is not None:
+                note_raw(node, burst.raw_logprobs(row)[:accepted])
             self._cache.commit(node, accepted)
             if accepted < plan.burst:
                 self._cache.unreserve(node)
             self._count(generation, accepted)
             spans.append(self._close(generation, tokens, logprobs))
         loop.rewind(cut)
+        self._forced.look_ahead(plan.decodes, self._accepted)
         return spans
 
     def _sample(self, decodes: list[Generation]) -> list[tuple[int, float]]:
@@ -158,13 +174,18 @@ class Stepper:
         if not decodes:
             return []
         logits = self._runner.logits_at([generation.tip for generation in decodes])
+        masked = self._constraints.mask(logits, decodes)
         batch = self._sampling_batch(decodes)
-        adjusted = self._adjusted(logits, batch, decodes)
+        adjusted = self._adjusted(masked, batch, decodes)
         tokens = sample(adjusted, batch, self._noise(decodes))
-        drawn = list(zip(tokens.tolist(), logprobs_of(logits, tokens).tolist(), strict=True))
+        drawn = list(zip(tokens.tolist(), logprobs_of(masked, tokens).tolist(), strict=True))
         for generation, (token, logprob) in zip(decodes, drawn, strict=True):
             generation.node.tokens.append(token)
             generation.node.logprobs.append(logprob)
+        if masked is not logits:
+            for generation, raw in zip(decodes, logprobs_of(logits, tokens).tolist(), strict=True):
+                if generation.matcher is not None:
+                    note_raw(generation.node, [raw])
         return drawn
 
     def _accept(self, decodes: list[Generation], drawn: list[tuple[int, float]]) -> list[Span]:
@@ -174,6 +195,7 @@ class Stepper:
             self._cache.commit(generation.node, 1)
             self._count(generation, 1)
             spans.append(self._close(generation, [token], [logprob]))
+        self._forced.look_ahead(decodes, self._accepted)
         return spans
 
     def _sampling_batch(self, decodes: list[Generation]) -> SamplingBatch:
@@ -287,6 +309,10 @@ class Stepper:
     def _finish(self, plan: Plan, spans: list[Span]) -> StepResult:
         """Put away what has ended, and let what waited for this step go on."""
         ended = [generation for generation in plan.decodes if generation.done]
+        for written in filter(None, (self._forced.computed(chunk.job) for chunk in plan.chunks if chunk.last)):
+            generation, tokens = written
+            spans.append(self._close(generation, tokens, [0.0] * len(tokens)))
+            ended += [generation] if generation.done else []
         self._write_values(ended)
         if ended:
             self._scheduler.finished(ended)
@@ -302,12 +328,12 @@ class Stepper:
 
     def _accepted(self, generation: Generation, tokens: list[int]) -> int:
         """How many of `tokens` the generation takes: up to and with one that stops it."""
-        watched = generation.stop_text is not None or generation.host_sampled
+        watched = generation.stop_text is not None or generation.host_sampled or generation.matcher is not None
         if not watched and generation.stop_ids.isdisjoint(tokens):
             return len(tokens)
         for count, token in enumerate(tokens, start=1):
             if self._stops(generation, token):
-                generation.finish_reason = "stop"
+                generation.finish_reason = generation.finish_reason or "stop"
                 return count
         return len(tokens)
 
@@ -316,7 +342,9 @@ class Stepper:
             generation.counts.add(token)
         if generation.without is not None:
             generation.without.push(token)
-        return token in generation.stop_ids or (generation.stop_text is not None and generation.stop_text.push(token))
+        if self._constraints.advance(generation, token) or token in generation.stop_ids:
+            return True
+        return generation.stop_text is not None and generation.stop_text.push(token)
 
     def _close(self, generation: Generation, tokens: list[int], logprobs: list[float]) -> Span:
         """Note what a generation has just made, and whether that is all it may."""
@@ -328,7 +356,7 @@ class Stepper:
 
     def _write_values(self, ended: list[Generation]) -> None:
         for generation in ended:
-            generation.node.finish_reason = generation.finish_reason
+            generation.node.finish_reason, generation.node.error = generation.finish_reason, generation.error
         values = self._runner.values_at([generation.tip for generation in ended])
         for generation, value in zip(ended, values, strict=False):
             generation.node.value = value
@@ -336,6 +364,9 @@ class Stepper:
     def _computed(self, chunk: Chunk) -> None:
         again = self._scheduler.computed(chunk)
         self.counters.recomputed_tokens += again
-        self.counters.prefill_tokens += chunk.count - again
+        if chunk.job.forced is None:
+            self.counters.prefill_tokens += chunk.count - again
+        else:
+            self.counters.forced_tokens += chunk.count - again
         if chunk.last and chunk.job.seal:
             self._cache.seal(chunk.job.node)

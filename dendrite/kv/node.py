@@ -7,11 +7,16 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from dendrite.errors import InvalidArgument, NodeReleased
+from dendrite.kv.guidance import Guidance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
+    from dendrite.errors import DendriteError
+    from dendrite.grammar.matcher import Matcher
     from dendrite.kv.tree import Tree
 
 
@@ -48,11 +53,12 @@ class Node:
         pages: KV pages the segment owns. The first holds page number `base // page_size` of the path.
         tip: the engine's slot of the last token's hidden state, -1 for none.
         value: the value head's estimate at the last token, in [0, 1].
-        finish_reason: "stop" or "length" once a generation has ended.
+        finish_reason: "stop" or "length" once a generation has ended; "error" where it alone has failed.
     """
 
     __slots__ = (
         "_children",
+        "_guidance",
         "_idle",
         "_state",
         "_table",
@@ -80,6 +86,7 @@ class Node:
     tip: int
     value: float | None
     finish_reason: str | None
+    _guidance: Guidance | None
     _children: dict[Node, None] | None  # an ordered set, so that walks repeat from run to run
     _idle: int  # how many of the children are in the state CACHED
     _state: NodeState
@@ -101,8 +108,10 @@ class Node:
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> list:
-            """Make a segment's list on first touch: a fork that never runs pays for none of the three."""
+        def __getattr__(self, name: str) -> list | None:
+            """Make a segment's list on first touch: a fork that never runs pays for none of them."""
+            if name == "_guidance":
+                return None
             if name not in ("tokens", "logprobs", "pages"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             made: list = []
@@ -111,6 +120,33 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.tree.id}:{self.id}, {self._state.value}, base={self.base}, own={len(self.tokens)})"
+
+    @property
+    def guidance(self) -> Guidance:
+        """What the node has of a grammar, made on first touch."""
+        if self._guidance is None:
+            self._guidance = Guidance()
+        return self._guidance
+
+    @property
+    def grammar(self) -> Matcher | None:
+        """Where the path stands in the grammar that it was last generated under; None where there was none."""
+        return None if self._guidance is None else self._guidance.grammar
+
+    @property
+    def raw_logprobs(self) -> Sequence[float]:
+        """Like `logprobs`, but before a grammar has taken tokens away, up to the last one generated under one."""
+        return () if self._guidance is None else self._guidance.raw_logprobs
+
+    @property
+    def error(self) -> DendriteError | None:
+        """What the generation has failed with, None if it hasn't."""
+        return None if self._guidance is None else self._guidance.error
+
+    @error.setter
+    def error(self, error: DendriteError | None) -> None:
+        if error is not None or self._guidance is not None:
+            self.guidance.error = error
 
     @property
     def length(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from dendrite.config import SamplingParams
+from dendrite.errors import DendriteError
 
 NodeRef: TypeAlias = Hashable
 """A node as a backend names it. Opaque to algorithms: hold it, compare it, pass it back."""
@@ -17,10 +18,12 @@ class Branch:
     """A child that `expand` generated, or `append` wrote.
 
     `text` is empty where the model folder has no tokenizer. `logprobs` are the natural-log probabilities of `tokens`
-    as sampled, temperature and filters aside (temperature 1). `value` is the value head's estimate at the last token,
-    in [0, 1]; None where the model has no value head. `finish_reason` is "stop" (a stop text, a stop id or the end-
-    of-sequence token), "length" or, for what was appended, "given". `pages` counts the KV pages that the node itself
-    owns, and `worker` is the number of the model worker that holds it.
+    as sampled, temperature and filters aside (temperature 1); a grammar's mask is not left aside, and where there was
+    one `raw_logprobs` are the model's own. `value` is the value head's estimate at the last token, in [0, 1]; None
+    where the model has no value head. `finish_reason` is "stop" (a stop text, a stop id, the end-of-sequence token, or
+    a grammar that lets nothing follow), "length", "error" where this child alone has failed, as `error` tells, or, for
+    what was appended, "given". `pages` counts the KV pages that the node itself owns, and `worker` is the number of the
+    model worker that holds it.
     """
 
     node: NodeRef
@@ -31,6 +34,8 @@ class Branch:
     finish_reason: str
     pages: int = 0
     worker: int = 0
+    raw_logprobs: tuple[float, ...] = ()
+    error: DendriteError | None = None
 
 
 @dataclass(frozen=True, slots=True)

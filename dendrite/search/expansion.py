@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dendrite.search.backend import Branch
@@ -31,3 +32,13 @@ class Expansion:
     def tokens(self) -> int:
         """Tokens of all children."""
         return sum(len(child.branch.tokens) for child in self.children)
+
+
+def check_some_began(branches: Sequence[Branch]) -> None:
+    """Raise what all of them failed with before their first token.
+
+    They would again, and a search would never use its budget up.
+    """
+    errors = [branch.error for branch in branches if branch.error is not None and not branch.tokens]
+    if errors and len(errors) == len(branches):
+        raise errors[0]

@@ -128,6 +128,8 @@ class Flights(Generic[Owner]):
             temperature=0.0 if greedy else self._temperature,
             stop=session.task.split.stop,
             without=tuple(Continuation(tokens=each.tokens, logprobs=each.logprobs) for each in without),
+            grammar=session.task.grammar,
+            grammar_tokens=None if session.task.grammar is None else len(parent.path_tokens),
             seed=seed,
         )
         call = session.next_call()

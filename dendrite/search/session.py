@@ -14,7 +14,7 @@ from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search.actions import append_actions
 from dendrite.search.backend import Backend, Branch, NodeRef
 from dendrite.search.budget import Budget, Meter, Rates
-from dendrite.search.expansion import Child, Expansion
+from dendrite.search.expansion import Child, Expansion, check_some_began
 from dendrite.search.holdings import Holdings
 from dendrite.search.task import Task
 from dendrite.search.thought import Thought
@@ -214,6 +214,8 @@ class Session:
     def _has_ended(self, text: str, depth: int, branch: Branch) -> bool:
         if branch.finish_reason == "stop" and not any(stop in branch.text for stop in self.task.split.stop):
             return True  # the model has ended the sequence
+        if branch.finish_reason == "error":
+            return True  # it would fail again
         if depth >= self.task.max_depth or self.task.is_terminal(text):
             return True
         actions = self.task.actions(text)
@@ -243,6 +245,7 @@ class Session:
                 branches = await append_actions(self.backend, node, actions, n, params, self.task.split)
         except ContextOverflow:
             return Expansion()
+        check_some_began(branches)
         children = [self.judge(parent, branch, branch.value) for branch in branches]
         unknown = [child for child in children if child.reward is None]
         calls = len(unknown) if self.values.counted else 0

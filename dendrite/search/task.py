@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dendrite.errors import InvalidArgument
+from dendrite.grammar.spec import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class Task(ABC):
     def max_depth(self) -> int:
         """Most thoughts on one path, at least 1."""
         return 64
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the text after the prompt must follow; None, unless said otherwise.
+
+        It goes on from thought to thought, so a document may be many of them, and a path ends where nothing can follow.
+        """
+        return None
 
     @property
     def oracle(self) -> bool:

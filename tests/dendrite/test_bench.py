@@ -50,7 +50,10 @@ def test_arguments_and_exit_code_are_passed_on(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["flight"], ["name='flight'", "tree_workloads, attention, decode, fork, search, parallel_search, kernels"]),
+        (
+            ["flight"],
+            ["name='flight'", "tree_workloads, attention, decode, fork, search, parallel_search, grammar, kernels"],
+        ),
         ([], ["'name'"]),
     ],
 )

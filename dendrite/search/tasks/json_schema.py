@@ -1,8 +1,9 @@
 """JSON-schema filling: write a document that is valid under a schema, as an instruction asks.
 
-The syntax of what is written so far is followed byte by byte, so that a text ends at its first mistake. Whether the
-schema holds is asked of whole documents only: an order of properties that it doesn't mention is no mistake, and what a
-keyword such as `minItems` or `if` forbids can often not be told from a part.
+The model writes under the schema's grammar, so a document that it completes is valid. The rules below don't rely on
+that: they judge any text. The syntax of what is written so far is followed byte by byte, so that a text ends at its
+first mistake. Whether the schema holds is asked of whole documents only: an order of properties that it doesn't mention
+is no mistake, and what a keyword such as `minItems` or `if` forbids can often not be told from a part.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import specification_with
 
-from dendrite.errors import InvalidArgument
+from dendrite.errors import GrammarError, InvalidArgument
+from dendrite.grammar.limits import GrammarLimits
+from dendrite.grammar.spec import Grammar
+from dendrite.grammar.support import check_grammar
 from dendrite.search.task import Split, Task
 
 _DEFAULT_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -69,6 +73,7 @@ class JsonSchema(Task):
     split: Split = _SPLIT
     max_depth: int = 64
     _empty: LLMatcher = field(init=False, repr=False, compare=False)
+    _grammar: Grammar = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.instruction, str) or not self.instruction.strip():
@@ -80,6 +85,7 @@ class JsonSchema(Task):
         object.__setattr__(self, "schema", _own(self.schema))
         _check(self.schema)
         object.__setattr__(self, "_empty", _matcher())
+        object.__setattr__(self, "_grammar", _grammar(self.schema))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the matcher behind: it doesn't pickle."""
@@ -89,6 +95,11 @@ class JsonSchema(Task):
     def name(self) -> str:
         """The instruction in short, such as "json_schema Describe a city."."""
         return f"json_schema {textwrap.shorten(self.instruction, 60, placeholder='…')}"
+
+    @property
+    def grammar(self) -> Grammar:
+        """The schema; the syntax of JSON alone where the schema uses a keyword that no grammar can enforce."""
+        return self._grammar
 
     @property
     def prompt(self) -> str:
@@ -149,6 +160,15 @@ class _Bytes:
 def _matcher() -> LLMatcher:
     tokenizer = LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
     return LLMatcher(tokenizer, LLMatcher.grammar_from_lark(_JSON), log_level=0)
+
+
+def _grammar(schema: Mapping[str, Any]) -> Grammar:
+    grammar = Grammar(json_schema=schema)
+    try:
+        check_grammar(grammar, GrammarLimits())
+    except GrammarError:
+        return Grammar(lark=_JSON)
+    return grammar
 
 
 def _own(schema: object) -> Mapping[str, Any]:

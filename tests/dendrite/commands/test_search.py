@@ -90,6 +90,31 @@ def test_wrong_arguments_are_one_line(arguments: list[str], named: list[str], fo
     assert not list(folder.glob("runs/*")), "nothing is begun"
 
 
+def test_texts_can_be_held_to_a_schema(folder: Path) -> None:
+    (folder / "schema.json").write_text('{"enum": [77, 1234]}')
+    arguments = ["--algorithm", "best_of_n", "--local", "--budget-tokens", "60", "--out", "out.jsonl"]
+    done = run(*arguments, "--json-schema", "schema.json")
+    assert done.exit_code == 0, done.stderr
+    assert {line["text"] for line in lines(folder / "out.jsonl")} == {"77"}, "the better of the two"
+
+
+@pytest.mark.parametrize(
+    ("schema", "named", "code"),
+    [
+        ('{"properties": {"a": {"not": {}}}}', "$.properties.a", 1),
+        ("[", "json_schema", 2),
+        (None, "cannot be read", 2),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_one_line(folder: Path, schema: str | None, named: str, code: int) -> None:
+    if schema is not None:
+        (folder / "schema.json").write_text(schema)
+    result = run("--local", "--json-schema", "schema.json")
+    assert result.exit_code == code
+    assert result.stderr.count("\n") == 1
+    assert named in result.stderr
+
+
 def test_wrong_files_are_one_line(folder: Path) -> None:
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
     result = run("--local")

@@ -11,10 +11,12 @@ from torch import Tensor
 from dendrite.attention.base import ForwardBatch
 from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
-from dendrite.engine.device_loop import Burst
+from dendrite.engine.burst import Burst
+from dendrite.engine.constraints import constrained
 from dendrite.engine.generation import Generation
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, sample, uniform
 from dendrite.engine.tips import TipStore
+from dendrite.grammar.masks import masked
 from dendrite.kv.cache import KvCache
 from dendrite.kv.storage import KvStorage
 from dendrite.model.decoder import Decoder
@@ -34,13 +36,18 @@ class HostLoop:
     def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
         states = self._tips.read([generation.tip for generation in generations])
         settings = SamplingBatch.of([g.params for g in generations], self._decoder.config.vocab_size, states.device)
-        tokens, logprobs = [], []
+        rows, bits = constrained(generations)
+        assert not rows or steps == 1, "a mask is good for one token"
+        tokens, logprobs, log_mass = [], [], None
         self._history = []
         for step in range(steps):
             lengths = [generation.node.length + step for generation in generations]
             assert max(lengths) < self._longest
             keys = np.array([(g.seed, g.branch, n) for g, n in zip(generations, lengths, strict=True)], np.uint64)
             logits = self._decoder.logits(states)
+            if rows:
+                raw, logits = logits, masked(logits, rows, bits)
+                log_mass = (logits.logsumexp(1) - raw.logsumexp(1)).tolist()
             drawn = sample(logits, settings, uniform(keys[:, 0], keys[:, 1], keys[:, 2]))
             tokens.append(drawn)
             logprobs.append(logprobs_of(logits, drawn))
@@ -50,7 +57,7 @@ class HostLoop:
         self.interrupt_in -= 1
         if self.interrupt_in == 0:
             raise KeyboardInterrupt
-        return Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist())
+        return Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist(), log_mass)
 
     def rewind(self, ends: Sequence[tuple[int, Generation, int]]) -> None:
         for row, generation, accepted in ends:

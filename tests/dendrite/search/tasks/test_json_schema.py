@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dendrite import Budget, Engine, run_search
 from dendrite.errors import InvalidArgument
+from dendrite.grammar.limits import GrammarLimits
+from dendrite.grammar.support import check_grammar
 from dendrite.search.task import Split, Task
 from dendrite.search.tasks.json_schema import JsonSchema
 
@@ -63,6 +66,23 @@ def test_the_prompt_holds_the_instruction_and_the_schema() -> None:
     assert TASK.name == "json_schema Describe a city."
     assert isinstance(TASK, Task)
     assert not TASK.oracle
+
+
+def test_the_model_writes_under_the_schema_as_far_as_a_grammar_can_hold_it() -> None:
+    assert TASK.grammar.json_schema is not None
+    assert json.loads(TASK.grammar.json_schema) == CITY
+    other = JsonSchema({"type": "array", "uniqueItems": True}, "Write anything.").grammar
+    assert other.json_schema is None
+    check_grammar(other, GrammarLimits())
+
+
+def test_a_search_finds_a_valid_document() -> None:
+    task = JsonSchema({"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3}, "Two or three.")
+    with Engine.from_pretrained("countdown", device="cpu", kv_tokens=8192) as engine:
+        result = run_search(task, engine, algorithm="best_of_n", budget=Budget(tokens=400), seed=1)
+    assert result.solved
+    assert result.answer is not None
+    assert json.loads(result.answer)
 
 
 def test_a_thought_is_a_line_unless_said_otherwise() -> None:
