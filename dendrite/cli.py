@@ -13,6 +13,7 @@ from dendrite.commands.bench import bench
 from dendrite.commands.group import INTERRUPTED, Commands
 from dendrite.commands.job import app as job
 from dendrite.commands.search import search
+from dendrite.commands.serve import serve
 from dendrite.commands.solve import solve
 from dendrite.commands.traces import export, replay, view
 from dendrite.logs import FORMAT_VARIABLE, set_up_logs_from_environment
@@ -51,7 +52,7 @@ def main(
     set_up_logs_from_environment()
 
 
-for command in (solve, search, replay, view, export):
+for command in (solve, search, serve, replay, view, export):
     app.command()(command)
 app.add_typer(job, name="job")
 app.command(

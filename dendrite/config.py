@@ -114,6 +114,10 @@ class SamplingParams(_Frozen):
     """Texts that end the generation; the token that completes one is kept."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100.0, le=100.0)]], ...] = ()
+    """Added to the logits of these token ids before temperature and filters; a mapping is taken too."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """Report so many of the most likely tokens at each position, with their log-probabilities."""
     without: tuple[Continuation, ...] = ()
     """Continuations not to draw again: see `dendrite.engine.without`."""
     grammar: Grammar | None = None
@@ -134,6 +138,11 @@ class SamplingParams(_Frozen):
     @classmethod
     def _one_stop(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        return tuple(value.items()) if isinstance(value, Mapping) else value
 
     @field_validator("stop")
     @classmethod

@@ -163,6 +163,10 @@ class CorruptFile(ModelError):
         super().__init__(f"{file} cannot be read: {reason}")
 
 
+class ServerError(DendriteError):
+    """The HTTP server cannot be started."""
+
+
 class ClusterError(DendriteError):
     """The cluster cannot do what was asked (no worker, a worker that died, Ray not reachable)."""
 

@@ -1,1 +1,1 @@
-"""Holds the place of Dendrite's HTTP layer on Ray Serve. Nothing is served yet: there is no module here to run."""
+"""Dendrite over HTTP: OpenAI's API, trees and searches, on Ray Serve or in one process."""

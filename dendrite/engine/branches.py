@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dendrite.kv.node import Node
-from dendrite.search.backend import Branch
+from dendrite.search.backend import Branch, TopLogprobs
 
 
-def branch_of(node: Node, *, readable: bool) -> Branch:
+def branch_of(node: Node, *, readable: bool, top_logprobs: tuple[TopLogprobs, ...] = ()) -> Branch:
     """What a node holds by now; its text only if `readable`, which takes a tokenizer."""
     return Branch(
         node=node,
@@ -16,6 +16,7 @@ def branch_of(node: Node, *, readable: bool) -> Branch:
         value=node.value,
         finish_reason=node.finish_reason or "cancelled",
         pages=len(node.pages),
+        top_logprobs=top_logprobs,
         raw_logprobs=_raw_logprobs(node),
         error=node.error,
     )

@@ -447,6 +447,8 @@ class Engine:
         stops = params.stop
         if stops and self.tokenizer is None:
             raise InvalidArgument("stop", stops, "stop texts need a tokenizer, and the model folder has none")
+        if any(token >= self._vocabulary for token, _ in params.logit_bias):
+            raise InvalidArgument("logit_bias", params.logit_bias, f"token ids from 0 to {self._vocabulary - 1}")
         eos = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
         self._orders += 1
         return Generation(

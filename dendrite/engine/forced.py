@@ -75,4 +75,6 @@ class ForcedTokens:
             node.tip = -1
             node.tokens += tokens
             node.logprobs += [0.0] * len(tokens)
+            if generation.params.top_logprobs:
+                generation.top_logprobs += [((token, 0.0),) for token in tokens]
             self._scheduler.extend(generation, Compute(node, collect=node.tokens[1:], forced=forced))

@@ -16,6 +16,7 @@ from dendrite.engine.stopping import StopText
 from dendrite.engine.without import Without
 from dendrite.errors import DendriteError, GrammarError
 from dendrite.kv.node import Node
+from dendrite.search.backend import TopLogprobs
 
 if TYPE_CHECKING:
     from dendrite.grammar.matcher import Matcher
@@ -35,7 +36,8 @@ class Generation:
     the next token is sampled from: the node's own once it has run, an ancestor's before. `produced` counts the tokens
     of this generation; at most `pace` of them are made before the host looks. `counts` is there only if the settings
     have a penalty, `without` only if they name continuations to leave out, and `matcher`, which is the node's own, only
-    under a grammar. A `probe` ends as soon as it has its tip.
+    under a grammar. `top_logprobs` gathers what the settings ask for, one entry a token. A `probe` ends as soon as it
+    has its tip.
     """
 
     node: Node
@@ -52,6 +54,7 @@ class Generation:
     pace: int = 1
     counts: TokenCounts | None = None
     without: Without | None = None
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
     matcher: Matcher | None = None
     finish_reason: FinishReason | None = None
     error: DendriteError | None = None
@@ -64,7 +67,9 @@ class Generation:
     @property
     def host_sampled(self) -> bool:
         """Whether the host must look at every token before the next can be drawn."""
-        return self.counts is not None or self.without is not None
+        params = self.params
+        watched = bool(params.logit_bias) or params.top_logprobs > 0
+        return watched or self.counts is not None or self.without is not None
 
     def burst(self, longest_context: int) -> int:
         """Most tokens to generate before the host looks: few at first, so that a stream starts at once."""

@@ -6,6 +6,7 @@ so a search replays token for token. Tokens are drawn by inverting the cumulativ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,19 @@ def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """[B] natural-log probabilities of `tokens` [B] under `logits` [B, V] at temperature 1."""
     chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
     return chosen - torch.logsumexp(logits, dim=-1)
+
+
+def likeliest(logits: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """For each row of `logits` [B, V], its `count` most likely tokens: ids and natural-log probabilities, in order.
+
+    Fewer where fewer are possible.
+    """
+    found, ids = logits.topk(count, dim=-1)
+    logprobs = found - torch.logsumexp(logits, dim=-1, keepdim=True)  # just as `logprobs_of` has it
+    return [
+        tuple((id, logprob) for id, logprob in zip(*row, strict=True) if logprob > -math.inf)
+        for row in zip(ids.tolist(), logprobs.tolist(), strict=True)
+    ]
 
 
 def filtered(logits: Tensor, batch: SamplingBatch) -> Tensor:

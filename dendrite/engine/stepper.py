@@ -19,7 +19,7 @@ from dendrite.engine.forced import ForcedTokens
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Chunk, Plan, chunk_rows, last_rows
 from dendrite.engine.runner import ModelRunner
-from dendrite.engine.sampler import SamplingBatch, logprobs_of, penalise, sample, uniform
+from dendrite.engine.sampler import SamplingBatch, likeliest, logprobs_of, penalise, sample, uniform
 from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import Counters
 from dendrite.kv.cache import KvCache
@@ -179,6 +179,7 @@ class Stepper:
         adjusted = self._adjusted(masked, batch, decodes)
         tokens = sample(adjusted, batch, self._noise(decodes))
         drawn = list(zip(tokens.tolist(), logprobs_of(masked, tokens).tolist(), strict=True))
+        self._note_likeliest(decodes, masked)
         for generation, (token, logprob) in zip(decodes, drawn, strict=True):
             generation.node.tokens.append(token)
             generation.node.logprobs.append(logprob)
@@ -187,6 +188,15 @@ class Stepper:
                 if generation.matcher is not None:
                     note_raw(generation.node, [raw])
         return drawn
+
+    def _note_likeliest(self, decodes: list[Generation], logits: Tensor) -> None:
+        rows = [row for row, generation in enumerate(decodes) if generation.params.top_logprobs]
+        if not rows:
+            return
+        most = min(max(decodes[row].params.top_logprobs for row in rows), logits.shape[-1])
+        found = likeliest(logits[rows], most)
+        for row, pairs in zip(rows, found, strict=True):
+            decodes[row].top_logprobs.append(pairs[: decodes[row].params.top_logprobs])
 
     def _accept(self, decodes: list[Generation], drawn: list[tuple[int, float]]) -> list[Span]:
         spans: list[Span] = []
@@ -207,7 +217,7 @@ class Stepper:
         return self._sampling[1]
 
     def _adjusted(self, logits: Tensor, batch: SamplingBatch, decodes: list[Generation]) -> Tensor:
-        rows, tokens, changes = self._left_out(decodes)
+        rows, tokens, changes = self._changes(decodes)
         if not batch.penalised and not rows:
             return logits
         logits = logits.clone()
@@ -224,17 +234,20 @@ class Stepper:
             logits[rows, tokens] += torch.tensor(changes, device=logits.device)
         return logits
 
-    def _left_out(self, decodes: list[Generation]) -> tuple[list[int], list[int], list[float]]:
-        """Rows, tokens and changes of their logits that take the share of known continuations away."""
+    def _changes(self, decodes: list[Generation]) -> tuple[list[int], list[int], list[float]]:
+        """Rows, tokens and changes of their logits: biases, and what takes the share of known continuations away."""
         rows: list[int] = []
         tokens: list[int] = []
         changes: list[float] = []
         for row, generation in enumerate(decodes):
+            changed = dict(generation.params.logit_bias)
             if generation.without is not None:
                 for token, log_share in generation.without.log_shares().items():
-                    rows.append(row)
-                    tokens.append(token)
-                    changes.append(log_share * (generation.params.temperature or 1.0))  # divided by it later
+                    share = log_share * (generation.params.temperature or 1.0)  # divided by it later
+                    changed[token] = changed.get(token, 0.0) + share
+            rows.extend([row] * len(changed))
+            tokens.extend(changed)
+            changes.extend(changed.values())
         return rows, tokens, changes
 
     def _noise(self, decodes: list[Generation]) -> npt.NDArray[np.float64]:

@@ -41,6 +41,16 @@ class Detokenizer:
         self._written, self._held = self._held, []
         return text
 
+    def extend(self, tokens: Sequence[int]) -> str:
+        """The text that several tokens complete: what as many calls of `push` would give, for the cost of one."""
+        self._held += tokens
+        text, whole = self._new_text()
+        if whole or not self._held:
+            self._written, self._held = (self._written + self._held)[-_CONTEXT:], []
+            return text
+        held, self._held = self._held, []
+        return "".join(self.push(token) for token in held)
+
     def flush(self) -> str:
         """Text held back so far, incomplete characters as U+FFFD; to be called when no token will follow."""
         if not self._held:

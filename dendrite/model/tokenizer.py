@@ -20,7 +20,7 @@ class Tokenizer:
 
     def __init__(self, inner: Any | None, eos_ids: frozenset[int], folder: str) -> None:
         """Wrap a transformers tokenizer; see `from_folder`."""
-        self._inner = inner
+        self._inner, self._fast = inner, _fast(inner)
         self._folder = folder
         self.eos_ids = eos_ids
 
@@ -59,9 +59,13 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are not valid UTF-8 become U+FFFD."""
-        text: str = self._need().decode(
-            list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        text: str
+        if self._fast is not None:
+            text = self._fast.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        else:
+            text = self._need().decode(
+                list(tokens), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         return text
 
     def stream(self, context: Sequence[int] = ()) -> Detokenizer:
@@ -109,6 +113,17 @@ class Tokenizer:
         if self._inner is None:
             raise ModelError(f"the model folder {self._folder} has no tokenizer; pass token ids instead of text")
         return self._inner
+
+
+def _fast(inner: Any | None) -> Any | None:
+    """The tokenizer that `inner` only passes texts on from; None where it does more. Asked itself it takes a third."""
+    if inner is None:
+        return None
+    from transformers import PreTrainedTokenizerFast as Plain
+
+    kind = type(inner)
+    plain = issubclass(kind, Plain) and kind.decode is Plain.decode and kind._decode is Plain._decode
+    return inner.backend_tokenizer if plain else None
 
 
 def _load_inner(folder: Path) -> Any:

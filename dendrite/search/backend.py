@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from dendrite.config import SamplingParams
 from dendrite.errors import DendriteError
 
 NodeRef: TypeAlias = Hashable
 """A node as a backend names it. Opaque to algorithms: hold it, compare it, pass it back."""
+
+
+TopLogprobs: TypeAlias = tuple[tuple[int, float], ...]
+"""The most likely tokens at one position: ids and natural-log probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Branch:
     where the model has no value head. `finish_reason` is "stop" (a stop text, a stop id, the end-of-sequence token, or
     a grammar that lets nothing follow), "length", "error" where this child alone has failed, as `error` tells, or, for
     what was appended, "given". `pages` counts the KV pages that the node itself owns, and `worker` is the number of the
-    model worker that holds it.
+    model worker that holds it. `top_logprobs` has, for each token, the most likely tokens at its position with their
+    log-probabilities, the likeliest first; it is empty unless the settings ask for them.
     """
 
     node: NodeRef
@@ -34,6 +39,7 @@ class Branch:
     finish_reason: str
     pages: int = 0
     worker: int = 0
+    top_logprobs: tuple[TopLogprobs, ...] = ()
     raw_logprobs: tuple[float, ...] = ()
     error: DendriteError | None = None
 
@@ -99,4 +105,18 @@ class Backend(Protocol):
 
     async def stats(self) -> BackendStats:
         """Totals over the backend's workers."""
+        ...
+
+
+@runtime_checkable
+class StreamingBackend(Backend, Protocol):
+    """A backend that hands a generation out while it runs."""
+
+    def stream(self, node: NodeRef, params: SamplingParams, every_s: float) -> AsyncGenerator[Branch, None]:
+        """Fork `node` once and decode the child, yielding it again and again with the tokens that are new.
+
+        The first come at once, then those of `every_s` seconds at a time. Before the last branch, which may have no
+        tokens, `finish_reason` is "length"; `text` is left empty. The child is the caller's to release once it was
+        yielded. Closing the iterator ends the generation.
+        """
         ...

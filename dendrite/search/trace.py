@@ -144,6 +144,7 @@ class Trace:
         resume: bool = False,
         replay_only: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        listener: Callable[[Event], None] | None = None,
     ) -> None:
         """Begin a log, or take one up.
 
@@ -152,6 +153,7 @@ class Trace:
             resume: go on from what is in the file; one that is not there is begun.
             replay_only: only read the file.
             clock: monotonic seconds.
+            listener: told of each event as it happens, whether or not there is a file.
 
         Raises:
             InvalidArgument: the file cannot be written.
@@ -160,6 +162,7 @@ class Trace:
         self.replay_only = replay_only
         self.path = str(path)
         self._clock = clock
+        self._listener = listener
         self._record = Record.read(path) if path is not None and (replay_only or (resume and path.exists())) else None
         if self._record is not None and 0 not in self._record.prompts:
             self._record = None
@@ -195,7 +198,7 @@ class Trace:
     @property
     def writing(self) -> bool:
         """Whether events are written down now."""
-        return self._file is not None and not self.replaying
+        return (self._file is not None or self._listener is not None) and not self.replaying
 
     def now(self) -> float:
         """Seconds since the search began, the time between its runs left out."""
@@ -244,13 +247,18 @@ class Trace:
         return self._batch
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event by one write to the operating system; not while there is a record."""
-        if self._file is None or self.replaying:
+        """Append one event by one write to the operating system, and tell the listener; not while there is a record."""
+        if not self.writing:
+            return
+        told = {"event": event, "time": round(self.now(), 6), **fields}
+        if self._listener is not None:
+            self._listener(told)
+        if self._file is None:
             return
         if self._keep is not None:  # not before now: a record that turns out to be of another search stays as it is
             os.ftruncate(self._file, self._keep)
             self._keep = None
-        line = json.dumps({"event": event, "time": round(self.now(), 6), **fields}, separators=(",", ":"))
+        line = json.dumps(told, separators=(",", ":"))
         os.write(self._file, line.encode() + b"\n")
 
     def close(self) -> None:

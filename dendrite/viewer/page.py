@@ -56,7 +56,7 @@ def render(traces: Sequence[Path | str], out: Path | str) -> None:
 
 def viewer_script() -> str:
     """The viewer's code without D3, which it needs: a script that defines `DendriteViewer(element, events)`."""
-    return _closed("\n".join(_asset(f"{part}.js") for part in _PARTS))
+    return closed_script("\n".join(_asset(f"{part}.js") for part in _PARTS))
 
 
 def viewer_style() -> str:
@@ -71,9 +71,9 @@ def d3_script() -> str:
 
 def _page(traces: Sequence[TraceTree]) -> str:
     style, d3 = viewer_style(), d3_script()
-    viewer = viewer_script() + _closed(_asset("page.js"))
+    viewer = viewer_script() + closed_script(_asset("page.js"))
     policy = (
-        f"default-src 'none'; script-src {_digest(d3)} {_digest(viewer)}; style-src {_digest(style)}; img-src data:; "
+        f"default-src 'none'; script-src {digest(d3)} {digest(viewer)}; style-src {digest(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     data = "[" + ",".join(_data(trace) for trace in traces) + "]"
@@ -88,12 +88,12 @@ def _data(trace: TraceTree) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _closed(script: str) -> str:
+def closed_script(script: str) -> str:
     """A script whose names are its own."""
     return f'(() => {{\n"use strict";\n{script}\n}})();\n'
 
 
-def _digest(content: str) -> str:
+def digest(content: str) -> str:
     """A source expression of Content Security Policy: the one inline text that is allowed."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 

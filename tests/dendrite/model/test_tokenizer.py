@@ -167,6 +167,16 @@ def test_bytes_that_never_become_text_are_not_held_for_long(tokenizer: Tokenizer
     assert stream.push(tokenizer.encode("a")[0]) == "a"
 
 
+@given(st.text(alphabet="ab 漢🌳é\n", max_size=12), st.lists(st.integers(1, 5), min_size=1, max_size=20))
+def test_spans_of_tokens_stream_the_text_that_single_ones_do(tokenizer: Tokenizer, text: str, sizes: list[int]) -> None:
+    tokens = tokenizer.encode(text)
+    stream, pieces, at = tokenizer.stream(), [], 0
+    for size in [*sizes, len(tokens)]:
+        pieces.append(stream.extend(tokens[at : at + size]))
+        at += size
+    assert "".join(pieces) + stream.flush() == text
+
+
 def test_special_tokens_stream_no_text(tokenizer: Tokenizer) -> None:
     stream = tokenizer.stream()
     pieces = [stream.push(token) for token in [257] * 6 + tokenizer.encode("ab")]

@@ -1,0 +1,36 @@
+"""The form that a request asks for, as the grammar that its generations are held to."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dendrite.errors import GrammarError
+from dendrite.grammar.limits import GrammarLimits
+from dendrite.grammar.response_format import grammar_of
+from dendrite.grammar.spec import Grammar
+from dendrite.grammar.support import check_grammar
+from serve_apps.errors import HttpError
+from serve_apps.openai_schemas import ResponseFormat
+from serve_apps.schema_limits import check_schema
+
+_SCHEMA = "response_format.json_schema.schema"
+
+
+async def grammar_for(wanted: ResponseFormat | None, limits: GrammarLimits) -> Grammar | None:
+    """The grammar of a form, checked before anything is generated, so that a stream too fails with a status.
+
+    Raises:
+        HttpError: 400; the schema is over a limit, or asks for what no grammar can enforce.
+    """
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.json_schema is not None:
+        # Regular expressions are read by the grammar's own automata, whose work has limits.
+        check_schema(wanted.json_schema.json_schema, _SCHEMA, patterns=True)
+    grammar = grammar_of(wanted.model_dump(by_alias=True, exclude_none=True))
+    assert grammar is not None
+    try:
+        await asyncio.to_thread(check_grammar, grammar, limits)
+    except GrammarError as error:
+        raise HttpError(400, f"{_SCHEMA}: {error}", param=_SCHEMA, code="invalid_schema") from None
+    return grammar

@@ -1,0 +1,151 @@
+"""Serving until Ctrl-C, on Ray Serve or in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from dendrite.errors import ServerError
+from serve_apps.args import ServeArgs
+from serve_apps.assembly import local_services
+from serve_apps.http import create_app
+from serve_apps.text import TextCodec
+
+_NAME = "dendrite"
+_KEEP_ALIVE_S = 75
+"""How long an idle connection is kept: longer than clients wait between two requests, which a closing one may meet."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Server(uvicorn.Server):
+    """A server that ends at a signal and leaves it at that, so that what it served from can be closed after it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take signals while the server runs; uvicorn's own way raises them again at the end."""
+        loop = asyncio.get_running_loop()
+        for each in _SIGNALS:
+            loop.add_signal_handler(each, self.handle_exit, each, None)
+        try:
+            yield
+        finally:
+            for each in _SIGNALS:
+                loop.remove_signal_handler(each)
+
+
+def run(*, model: str, workers: int, local: bool, host: str, port: int, keys: Path | None) -> None:
+    """Serve a model until Ctrl-C; then nothing of it is left.
+
+    Args:
+        model: a packaged model's name or a Hugging Face folder.
+        workers: model workers on the cluster.
+        local: use one engine in this process, without Ray.
+        host: address to listen at.
+        port: to listen at; 0 is any free one.
+        keys: JSON file with the API keys' hashes.
+
+    Raises:
+        ServerError: the port is taken.
+        DendriteError: the model, the keys or the cluster are not as they should be.
+    """
+    args = ServeArgs(model=model, workers=workers, keys=str(keys.absolute()) if keys is not None else None)
+    port = _free(host, port)
+    if local:
+        _serve_here(args, host, port)
+    else:
+        _serve_on_ray(args, host, port)
+
+
+def _serve_here(args: ServeArgs, host: str, port: int) -> None:
+    from dendrite.engine.async_engine import AsyncEngine  # here: torch is of use only to this one
+    from dendrite.engine.engine import Engine
+
+    keys = args.read_keys()
+    engine = Engine.from_pretrained(args.model, config=args.engine)
+    codec = TextCodec.load(args.model)
+
+    async def serve() -> None:
+        backend = AsyncEngine(engine, threaded=True)
+        async with local_services(backend, codec, keys, args.settings) as services:
+            config = uvicorn.Config(
+                create_app(services, args.max_ongoing_requests),
+                host=host,
+                port=port,
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(args.drain_seconds),
+            )
+            _announce(host, port)
+            await _Server(config).serve()
+        await backend.aclose()
+
+    gc.collect()
+    gc.freeze()  # what is there now stays, and need not be looked through again and again
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    engine.close()
+
+
+def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
+    from ray import serve
+
+    from actors.ray_session import RaySession
+    from serve_apps.app import build
+
+    application = build(args)
+    session = RaySession()
+    began = False
+    try:
+        if serve.status().proxies:
+            raise ServerError("Ray Serve runs on this cluster already: use `serve run serve_apps.app:build`")
+        began = True
+        with _ended_by_signals():
+            serve.start(http_options={"host": host, "port": port})
+            serve.run(application, name=_NAME)
+            _announce(host, port)
+            threading.Event().wait()
+    finally:
+        if began:
+            serve.delete(_NAME)  # after the requests under way, which `shutdown` would cut off
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        session.close()
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave the block at Ctrl-C or SIGTERM, for which Ray has a handler of its own that would end the process."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in _SIGNALS}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _announce(host: str, port: int) -> None:
+    print(f"serving at http://{host}:{port}, watch searches at http://{host}:{port}/ui", flush=True)
+
+
+def _free(host: str, port: int) -> int:
+    """The port to listen at.
+
+    Raises:
+        ServerError: somebody else does.
+    """
+    try:
+        with socket.create_server((host, port)) as found:
+            taken: int = found.getsockname()[1]
+            return taken
+    except OSError as error:
+        raise ServerError(f"cannot listen at {host}:{port}: {error.strerror}") from None

@@ -1,0 +1,79 @@
+"""What the routes work with, wherever it lives: in this process, or behind messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from dendrite.grammar.limits import GrammarLimits
+from dendrite.search.backend import Backend
+from serve_apps.decoding import Pace, Releases
+from serve_apps.idempotency import Replays
+from serve_apps.ledger import Accounts
+from serve_apps.metrics import Metrics
+from serve_apps.search_host import Searches
+from serve_apps.security import Keyring
+from serve_apps.text import TextCodec
+from serve_apps.tree_service import Trees
+
+
+class ServeSettings(BaseModel):
+    """Limits that hold for every request, whoever makes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: Annotated[int, Field(ge=1_024)] = 4 * 2**20
+    max_tokens: Annotated[int, Field(ge=1)] = 4_096
+    """Most tokens of one choice; also what a chat gets that names no number."""
+    max_choices: Annotated[int, Field(ge=1)] = 128
+    """Most choices of one request, over all of its prompts."""
+    span_seconds: Annotated[float, Field(gt=0.0)] = 0.1
+    """How often a stream brings something new."""
+    grammar_limits: GrammarLimits = GrammarLimits(
+        source_bytes=65_536, nesting=32, grammar_symbols=100_000, lexer_fuel=200_000
+    )
+    """Of a `response_format`; the engine's own hold too."""
+    log_prompts: bool = False
+    """Whether the access log holds request bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All that an ingress needs. It keeps nothing of its own between requests."""
+
+    backend: Backend
+    codec: TextCodec
+    keyring: Keyring
+    accounts: Accounts
+    trees: Trees
+    searches: Searches
+    replays: Replays
+    settings: ServeSettings = field(default_factory=ServeSettings)
+    metrics: Metrics = field(default_factory=Metrics)
+    kv_bytes_per_token: int = 0
+    """0 where the backend does not tell."""
+
+    @property
+    def pace(self) -> Pace:
+        """How long the spans of a stream are."""
+        return Pace(self.settings.span_seconds)
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def _releases(request: Request) -> Releases:
+    releases: Releases = request.app.state.releases
+    return releases
+
+
+# The functions above are coroutines because FastAPI would run others on a thread, which costs more than they do.
+Serving = Annotated[Services, Depends(_services)]
+"""A route's parameter: the services of its app."""
+Releasing = Annotated[Releases, Depends(_releases)]
+"""A route's parameter: gives up the nodes of requests."""
