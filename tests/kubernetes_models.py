@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
+from ray.serve.schema import ServeDeploySchema
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
@@ -201,6 +203,27 @@ class RayJob(Part):
     spec: JobSpec
 
 
+class UpgradeStrategy(Part):
+    type: Literal["NewCluster"]
+
+
+class ServiceSpec(Part):
+    serve_config_v2: Annotated[str, Field(alias="serveConfigV2")]  # YAML
+    upgrade_strategy: UpgradeStrategy
+    ray_cluster_config: ClusterSpec
+
+    @property
+    def serve_config(self) -> ServeDeploySchema:
+        return ServeDeploySchema.model_validate(yaml.safe_load(self.serve_config_v2))
+
+
+class RayService(Part):
+    api_version: Literal["ray.io/v1"]
+    kind: Literal["RayService"]
+    metadata: Metadata
+    spec: ServiceSpec
+
+
 class StorageRequest(Part):
     requests: dict[Literal["storage"], Quantity]
 
@@ -218,13 +241,16 @@ class PersistentVolumeClaim(Part):
     spec: ClaimSpec
 
 
-KINDS: dict[str, type[RayCluster | RayJob | PersistentVolumeClaim]] = {
+Manifest: TypeAlias = RayCluster | RayJob | RayService | PersistentVolumeClaim
+
+KINDS: dict[str, type[Manifest]] = {
     "RayCluster": RayCluster,
     "RayJob": RayJob,
+    "RayService": RayService,
     "PersistentVolumeClaim": PersistentVolumeClaim,
 }
 
 
-def parse(manifest: dict[str, Any]) -> RayCluster | RayJob | PersistentVolumeClaim:
+def parse(manifest: dict[str, Any]) -> Manifest:
     """A manifest as its kind. Raises pydantic's `ValidationError`, or a `KeyError` for another kind."""
     return KINDS[manifest["kind"]].model_validate(manifest)

@@ -16,7 +16,18 @@ from pydantic import ValidationError
 import dendrite
 from dendrite.cli import app
 from dendrite.search.tasks.kinds import KINDS as TASK_KINDS
-from tests.kubernetes_models import ClusterSpec, PersistentVolumeClaim, RayCluster, RayJob, amount, parse
+from serve_apps.app import build
+from serve_apps.args import ServeArgs
+from tests.kubernetes_models import (
+    ClusterSpec,
+    ContainerPort,
+    PersistentVolumeClaim,
+    RayCluster,
+    RayJob,
+    RayService,
+    amount,
+    parse,
+)
 
 FOLDER = Path(__file__).parents[1] / "examples" / "kubernetes"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))
@@ -33,10 +44,16 @@ def job() -> RayJob:
     return found
 
 
+def service() -> RayService:
+    found = parse(load("ray-service.yaml"))
+    assert isinstance(found, RayService)
+    return found
+
+
 def clusters() -> list[ClusterSpec]:
     alone = parse(load("ray-cluster.yaml"))
     assert isinstance(alone, RayCluster)
-    return [alone.spec, job().spec.ray_cluster_spec]
+    return [alone.spec, job().spec.ray_cluster_spec, service().spec.ray_cluster_config]
 
 
 def commands() -> list[list[str]]:
@@ -90,9 +107,36 @@ def test_a_mistake_would_be_found(where: tuple[str | int, ...], value: object) -
 
 
 def test_the_job_runs_on_the_cluster_that_the_other_manifest_makes() -> None:
-    alone, of_job = clusters()
+    alone, of_job, _ = clusters()
     assert of_job.head_group_spec == alone.head_group_spec
     assert of_job.worker_group_specs == alone.worker_group_specs
+
+
+def test_the_server_runs_on_such_a_cluster_with_its_port_open() -> None:
+    alone, _, of_service = clusters()
+    [application] = service().spec.serve_config.applications
+    port = ContainerPort.model_validate(
+        {"name": "serve", "containerPort": service().spec.serve_config.http_options.port}
+    )
+    for pod in of_service.pods:
+        [container] = pod.containers
+        container.ports.remove(port)
+    for pool, other in zip(of_service.worker_group_specs, alone.worker_group_specs, strict=True):
+        [container], [like] = pool.template.spec.containers, other.template.spec.containers
+        assert container.readiness_probe.http_get.port == port.container_port
+        container.readiness_probe = like.readiness_probe
+    assert of_service == alone.model_copy(
+        update={
+            "enable_in_tree_autoscaling": of_service.enable_in_tree_autoscaling,
+            "autoscaler_options": of_service.autoscaler_options,
+        }
+    )
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    args = ServeArgs.model_validate(application.args)
+    assert args.keys is not None
+    assert all(path.startswith("/data/") for path in (args.model, args.keys)), "they lie on the claim"
+    gpus = sum(pool.replicas * pool.template.spec.containers[0].resources.gpus for pool in alone.worker_group_specs)
+    assert args.workers <= gpus
 
 
 def test_all_pods_have_one_image_of_this_version() -> None:
@@ -127,7 +171,7 @@ def test_shared_memory_lies_within_the_pod_s_memory() -> None:
 
 
 def test_probes_ask_what_ray_answers() -> None:
-    """The paths are those of the installed Ray's dashboard and of its agent on each machine."""
+    """The paths are those of the installed Ray's dashboard, of its agent on each machine, and of Serve's proxies."""
     from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, DEFAULT_DASHBOARD_PORT
     from ray.dashboard import http_server_head
 
@@ -139,7 +183,7 @@ def test_probes_ask_what_ray_answers() -> None:
         ):
             [container] = group.template.spec.containers
             for probe in (container.readiness_probe, container.liveness_probe):
-                assert probe.http_get.port == port
+                assert probe.http_get.port == (8_000 if probe.http_get.path == "/-/healthz" else port)
                 assert f'"{probe.http_get.path}"' in served
         assert spec.head_group_spec.ray_start_params["dashboard-host"] == "0.0.0.0"
 
