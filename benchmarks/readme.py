@@ -165,6 +165,26 @@ def cluster_block() -> str:
     return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
 
 
+def serve_block() -> str:
+    """What 200 concurrent streams get over HTTP, beside the engine's own rate."""
+    results = [_load("serve-cpu-countdown-local"), _load("serve-cpu-countdown")]
+    labels = {
+        "tok_s": "tokens/s over HTTP",
+        "engine_tok_s": "the same work by calls of the engine, tokens/s",
+        "engine_ratio": "HTTP ÷ engine",
+        "first_token_p50_ms": "time to the first token, median, ms",
+        "first_token_p99_ms": "the same, 99th percentile, ms",
+        "requests": "requests",
+        "errors": "errors",
+        "pages_left": "KV pages held afterwards",
+    }
+    rows = [
+        (label, *(_short(result["metrics"][f"serve.{name}"]) for result in results)) for name, label in labels.items()
+    ]
+    table = _table(("200 streams of 32 tokens for a minute", "one process", "Ray Serve"), rows)
+    return "\n\n".join([table, "\n".join(f"- {_with_source('', result).strip()}" for result in results)])
+
+
 def gpu_block() -> str:
     """The tree workloads on a GPU, beside vLLM's figures and transformers on the same weights in the same run."""
     small, large = _load("tree_workloads-h100-tinyllama"), _load("tree_workloads-h100-llama3-8b")
@@ -220,6 +240,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": gpu_block,
     "attention": attention_block,
     "cluster": cluster_block,
+    "serve": serve_block,
     "fork": fork_block,
     "grammar": grammar_block,
     "decode": decode_block,
