@@ -142,7 +142,7 @@ def _rate_of(point: dict[str, Any]) -> str:
 def cluster_block() -> str:
     """What a cluster on this machine costs, gains and survives."""
     manager, overhead = _load("manager-cpu-topology"), _load("cluster_overhead-cpu-countdown")
-    replication, chaos = _load("replication-cpu-countdown"), _load("chaos-cpu-countdown")
+    replication = _load("replication-cpu-countdown")
     stopped, running = (manager["metrics"][f"expand.{state}_p99_ms"] for state in ("stopped", "running"))
     rows = [
         (
@@ -156,18 +156,14 @@ def cluster_block() -> str:
             _short(overhead["metrics"]["cluster.overhead_ratio"]),
         ),
         ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
-        ("workers, managers and drivers killed during a job", _short(chaos["metrics"]["chaos.kills"])),
-        ("its problems", _short(chaos["metrics"]["chaos.problems"])),
-        ("those with the very result of a job left in peace", f"{100 * chaos['metrics']['chaos.equal']:.0f} %"),
-        ("nodes, pages and leases left behind", _short(chaos["metrics"]["chaos.leaked"])),
     ]
-    sources = [_with_source("", result).strip() for result in (manager, overhead, replication, chaos)]
+    sources = [_with_source("", result).strip() for result in (manager, overhead, replication)]
     return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
 
 
 def serve_block() -> str:
     """What 200 concurrent streams get over HTTP, beside the engine's own rate."""
-    results = [_load("serve-cpu-countdown-local"), _load("serve-cpu-countdown")]
+    result = _load("serve-cpu-countdown-local")
     labels = {
         "tok_s": "tokens/s over HTTP",
         "engine_tok_s": "the same work by calls of the engine, tokens/s",
@@ -178,11 +174,8 @@ def serve_block() -> str:
         "errors": "errors",
         "pages_left": "KV pages held afterwards",
     }
-    rows = [
-        (label, *(_short(result["metrics"][f"serve.{name}"]) for result in results)) for name, label in labels.items()
-    ]
-    table = _table(("200 streams of 32 tokens for a minute", "one process", "Ray Serve"), rows)
-    return "\n\n".join([table, "\n".join(f"- {_with_source('', result).strip()}" for result in results)])
+    rows = [(label, _short(result["metrics"][f"serve.{name}"])) for name, label in labels.items()]
+    return _with_source(_table(("200 streams of 32 tokens for a minute", "Measured"), rows), result)
 
 
 def gpu_block() -> str:
