@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The cores belong to the tests' own processes, not to each one's thread pool.
@@ -25,3 +28,20 @@ settings.load_profile("ci" if os.environ.get("CI") else "dendrite")
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and some of them press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """The one Ray of this process, with room for several clusters, whatever the machine."""
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=16,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()

@@ -1,13 +1,11 @@
-"""One Ray, and one cluster of two workers on it, for all tests of a run."""
+"""Clusters on the Ray of the run: one for all tests that leave it as it was, one to kill actors of."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 import actors
 from actors import Cluster
@@ -17,21 +15,6 @@ from tests.tiny_model import write_tiny_model
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
-    """A Ray of this process with room for several clusters, whatever the machine."""
-    ray.init(
-        "local",
-        num_cpus=16,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
