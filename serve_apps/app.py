@@ -1,7 +1,6 @@
 """The application on Ray Serve: `serve run serve_apps.app:build model=countdown workers=1`."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here: Serve reads that of `build`'s argument, to make it from what a user gives.
 from collections.abc import Sequence
 from typing import Any
 

@@ -15,6 +15,7 @@ import openai
 import pytest
 import ray
 from ray import serve
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from dendrite.config import EngineConfig
 from dendrite.errors import InvalidArgument
@@ -135,6 +136,13 @@ def test_a_lost_desk_is_replaced_and_what_it_kept_is_gone(http: httpx.Client) ->
     wait_until(is_gone, 240.0)
     wait_until(completes, 240.0)
     wait_until(lambda: pages_held(http) == 0, 30.0)
+
+
+def test_serve_makes_the_arguments_of_what_its_command_line_gives() -> None:
+    made = call_user_app_builder_with_args_if_necessary(build, {"model": "countdown", "workers": "1"})
+    assert isinstance(made, serve.Application)
+    with pytest.raises(ValueError, match="workers"):
+        call_user_app_builder_with_args_if_necessary(build, {"workers": "none"})
 
 
 def test_arguments_are_checked(tmp_path: Any) -> None:
