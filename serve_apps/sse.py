@@ -45,19 +45,14 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            sending = await _while_there(receive, self._send(send))
         finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
             await self._events.aclose()
             if self._on_end is not None:
                 await self._on_end()
-        if not sending.cancelled() and (error := sending.exception()) is not None:
-            raise error
+        if not sending.cancelled():
+            sending.result()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -74,17 +69,23 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: nobody waits for the answer any more.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(request.receive))
+    working = await _while_there(request.receive, work)
+    if working.cancelled():
+        raise ClientDisconnect
+    return working.result()
+
+
+async def _while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Do some work until it ends or the client disconnects; its task, which has ended, or been cancelled."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_gone(receive))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
-    if working.cancelled():
-        raise ClientDisconnect
-    return working.result()
+    return working
 
 
 async def _gone(receive: Receive) -> None:
