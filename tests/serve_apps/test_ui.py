@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.dendrite.viewer.browser import CHROMIUM, Opened
+from tests.dendrite.viewer.browser import CHROMIUM, Opened, chromium, watched_page
 from tests.serve_apps.serving import Served
 
 if TYPE_CHECKING:
@@ -19,21 +19,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Playwright (pip 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def live(browser: Browser, served: Served) -> Iterator[Opened]:
-    page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    opened = Opened(page, Path("ui"))
-    page.on("console", lambda message: opened.complaints.append(message.text))
-    page.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    page.on("request", lambda request: opened.requests.append(request.url))
+    opened = watched_page(browser, Path("ui"))
+    page = opened.page
     page.goto(f"{served.url}/ui")
     yield opened
     assert opened.complaints == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,13 +66,29 @@ class Opened:
         self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def open_page(browser: Browser, file: Path, **how: Any) -> Opened:
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def watched_page(browser: Browser, file: Path, **how: Any) -> Opened:
+    """An empty page of which complaints and requests are noted."""
     page = browser.new_page(**{"viewport": {"width": 1600, "height": 1000}, **how})
     opened = Opened(page, file)
     page.on("console", lambda message: opened.complaints.append(message.text))
     page.on("pageerror", lambda error: opened.complaints.append(str(error)))
     page.on("request", lambda request: opened.requests.append(request.url))
-    page.goto(file.as_uri())
+    return opened
+
+
+def open_page(browser: Browser, file: Path, **how: Any) -> Opened:
+    opened = watched_page(browser, file, **how)
+    opened.page.goto(file.as_uri())
     opened.wait("window.viewer !== undefined")
     opened.settle()
     return opened

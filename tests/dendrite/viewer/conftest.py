@@ -10,7 +10,7 @@ import pytest
 
 from dendrite.viewer.page import render
 from tests.dendrite.search.traces import Event, synthesize, write_trace
-from tests.dendrite.viewer.browser import CHROMIUM, Opened, open_page
+from tests.dendrite.viewer.browser import Opened, chromium, open_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -37,12 +37,8 @@ def page_file(folder: Path, events: list[Event]) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
