@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from dendrite.engine.generation import Generation
+
+if TYPE_CHECKING:
+    from dendrite.grammar.walk import Walk
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
     """What a burst generated: [rows, steps] tokens and natural-log probabilities. A row is valid up to its end.
 
-    `log_mass` [rows] is the log of the probability that grammars have left of the model's, where a row has one; such a
-    burst has one step.
+    Where some row has a grammar, `raw` [rows, steps] are the model's own log-probabilities, before grammars have taken
+    any away, and `walk` tells how far the documents of the rows have come.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[float]]
-    log_mass: list[float] | None = None
+    raw: list[list[float]] | None = None
+    walk: Walk | None = None
 
-    def raw_logprobs(self, row: int) -> list[float]:
-        """The model's own log-probabilities of a row's tokens, before a grammar has taken any away."""
-        if self.log_mass is None:
-            return self.logprobs[row]
-        return [logprob + self.log_mass[row] for logprob in self.logprobs[row]]
+    @property
+    def steps(self) -> int:
+        """Steps that were run; fewer than were asked for where grammars left nothing to do."""
+        return len(self.tokens[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from dendrite.grammar.compiler import Bits, CompiledGrammar, GrammarCompiler, wr
 from dendrite.grammar.masks import MaskPool, masked
 from dendrite.grammar.matcher import Matcher
 from dendrite.grammar.place import place
+from dendrite.grammar.walk import MaskTable, Walk
 from dendrite.kv.node import Node
 from dendrite.model.tokenizer import Tokenizer
 
-_MAX_THREADS = 4
+_MAX_THREADS = 8
 _LEAST_FORCED, _LEAST_FORCED_ON_CUDA = 2, 16
 """Shortest run of forced tokens that is computed as a chunk: on CUDA a chunk costs as much as some steps of graphs."""
 
@@ -108,6 +109,40 @@ class Constraints:
                 generation.finish_reason, generation.error = "error", error
                 return True
         return matcher.finished
+
+    def walk(self, generations: Sequence[Generation], masks: MaskTable) -> Walk:
+        """Take the rows of a burst through their grammars; `align` each afterwards.
+
+        Args:
+            generations: the rows, some of which have a grammar; their masks must be there (`failed`).
+            masks: [rows, words] int32, written.
+        """
+        matchers = {row: g.matcher for row, g in enumerate(generations) if g.matcher is not None}
+        return self._tools().pool.walk(matchers, masks, self._least_forced)
+
+    def align(self, generation: Generation) -> bool:
+        """Bring the matcher to the end of the node, from before or behind it; whether the generation ends there."""
+        matcher, end = generation.matcher, generation.node.length
+        if matcher is None:
+            return False
+        try:
+            if matcher.end < end or matcher.failed or not matcher.rollback(matcher.end - end):
+                matcher = self._renew(generation, end)
+        except GrammarError as error:
+            if generation.done:  # who goes on from here has the tokens read again
+                generation.matcher = generation.node.guidance.grammar = None
+            else:
+                generation.finish_reason, generation.error = "error", error
+            return True
+        return matcher.finished
+
+    def restart(self, generation: Generation) -> None:
+        """Find the place at the end of the node again, whatever a burst that failed has done to the matcher."""
+        if generation.matcher is not None and not generation.done:
+            try:
+                self._renew(generation, generation.node.length)
+            except GrammarError as error:
+                generation.finish_reason, generation.error = "error", error
 
     def forced(self, generation: Generation, room: int) -> list[int]:
         """The tokens that must come next, at most `room`; none where it is not worth a chunk. Moves nothing."""

@@ -7,14 +7,19 @@
 S samples a token of every row from its hidden state, F runs those tokens through the model. The tokens of a burst are
 known before its last F ends, so the host's work on them hides behind it. Rows, page tables and settings live on the
 device and advance there; a row whose token is one of its stop ids goes quiet by itself.
+
+Where a row has a grammar the host sees the tokens of every S, and its masks for the next one are ready, as a rule,
+before F ends (`dendrite.grammar.walk`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +27,7 @@ from dendrite.attention.tree import TreeAttention
 from dendrite.attention.tree_plan import TreePlan
 from dendrite.config import EngineConfig
 from dendrite.engine.burst import Burst, SampleKind
+from dendrite.engine.constraints import Constraints
 from dendrite.engine.device_masks import DeviceMasks
 from dendrite.engine.generation import Generation
 from dendrite.engine.graphs import GraphPool
@@ -68,26 +74,35 @@ class DeviceLoop:
         self._states = torch.zeros(rows, shape.hidden_size, dtype=decoder.dtype, device=device)
         self._history = torch.zeros(steps, rows, shape.hidden_size, dtype=decoder.dtype, device=device)
         self._drawn = Mirror(
-            {"tokens": ((steps, rows), torch.int32), "logprobs": ((steps, rows), torch.float32)}, device
+            {
+                "tokens": ((steps, rows), torch.int32),
+                "logprobs": ((steps, rows), torch.float32),
+                "log_mass": ((rows,), torch.float32),
+            },
+            device,
         )
         self._workspace = sampling.sampling_workspace(rows, shape.vocab_size, device)
         self._masks = DeviceMasks(rows, shape.vocab_size, device, pdl=pdl)
         self._ready = torch.cuda.Event() if on_cuda else None
+        self._walked = torch.cuda.Event(external=True) if on_cuda else None  # recorded within a graph
+        self._copying = torch.cuda.Stream(device) if on_cuda else None
         self._filled_for = -1  # version of the batch that the rows on the device are
         self._kind = SampleKind()
         self._plan: TreePlan | None = None
         self._planned_for = (-1, 0)  # version of the batch, and its padded size
         self._left = 0  # steps that the plan is still good for
 
-    def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
+    def run(self, generations: Sequence[Generation], steps: int, version: int, constraints: Constraints) -> Burst:
         """Generate `steps` tokens on each node, for which slots are reserved and own tips allocated.
 
         Args:
             generations: the rows; each starts from the tip it names and leaves its last hidden state in its node's.
-            steps: at most `config.max_burst`.
+            steps: at most `config.max_burst`; fewer are made where `Walk.step` finds nothing to go on for.
             version: changes whenever the list of generations does.
+            constraints: of the engine, for rows that have a grammar; their masks must be there.
 
-        If it raises (Ctrl-C while it waits, say), the nodes' tips are undefined, and no token has been generated.
+        If it raises (Ctrl-C while it waits, say), the nodes' tips and the generations' matchers are undefined, and no
+        token has been generated.
         """
         count = len(generations)
         size = next(size for size in self._sizes if size >= count)
@@ -101,9 +116,10 @@ class DeviceLoop:
         try:
             self._place(generations, size, steps, version)
             if self._kind.masked:
-                self._masks.upload(generations)
-            self._launch(count, size, self._kind, steps)
-            burst = self._await(count, steps)
+                burst = self._walk(size, steps, constraints, generations)
+            else:
+                self._launch(count, size, self._kind, steps)
+                burst = self._await(count, steps)
         except BaseException:
             if self._ready is not None:  # what is queued still reads the memory that the next burst fills
                 torch.cuda.synchronize()
@@ -115,6 +131,8 @@ class DeviceLoop:
         """Give rows (row, generation, tokens accepted) of the last burst the hidden state of their last token."""
         if not ends:
             return
+        if not all(generation.done for _, generation, _ in ends):  # the device is ahead of a row that goes on
+            self._filled_for, self._plan = -1, None
         places = [(accepted - 1, row, generation.node.tip) for row, generation, accepted in ends]
         index = send([number for place in places for number in place], self._history.device)
         steps, rows, slots = index.view(-1, 3).unbind(1)
@@ -182,28 +200,51 @@ class DeviceLoop:
         for _ in range(steps - 1):
             graphs.run(("both", size, kind), partial(_in_turn, forward, sample))
         self._drawn.download()
-        if kind.masked:
-            self._masks.download()
         if self._ready is not None:
             self._ready.record()
         graphs.run(("forward", size), forward)
         self._tips.states.index_copy_(0, rows["to"][:count], self._states[:count])
 
+    def _walk(self, size: int, steps: int, constraints: Constraints, generations: Sequence[Generation]) -> Burst:
+        """Run a burst whose every sampling waits for masks, which the host makes of the tokens before."""
+        count, graphs, drawn = len(generations), self._graphs, self._drawn.host
+        walk = constraints.walk(generations, self._masks.host)
+        log_mass: list[npt.NDArray[np.float32]] = []
+        for step in range(steps):
+            self._masks.upload(count)
+            graphs.run(("walk", size, self._kind), partial(self._step, size, self._kind))
+            if self._walked is not None:
+                self._walked.synchronize()
+            log_mass.append(drawn["log_mass"][:count].copy())
+            if not walk.step(drawn["tokens"][step, :count].tolist()):
+                break
+        self._tips.states.index_copy_(0, self._rows.device["to"][:count], self._states[:count])
+        walk.finish()
+        made = len(log_mass)
+        raw = drawn["logprobs"][:made, :count] + np.stack(log_mass)
+        return replace(self._drawn_in(count, made), raw=raw.T.tolist(), walk=walk)
+
     def _await(self, count: int, steps: int) -> Burst:
         if self._ready is not None:
             self._ready.synchronize()
+        return self._drawn_in(count, steps)
+
+    def _drawn_in(self, count: int, steps: int) -> Burst:
         drawn = self._drawn.host
-        log_mass = self._masks.log_mass(count) if self._kind.masked else None
-        return Burst(drawn["tokens"][:steps, :count].T.tolist(), drawn["logprobs"][:steps, :count].T.tolist(), log_mass)
+        return Burst(drawn["tokens"][:steps, :count].T.tolist(), drawn["logprobs"][:steps, :count].T.tolist())
 
     def _sample(self, size: int, kind: SampleKind) -> None:
         """Draw each row's next token from its hidden state."""
         rows = self._rows.device
         logits = self._model.run_head(self._states[:size])
+        masks = None
         if kind.masked:
-            self._masks.apply(logits, rows["constrained"][:size])
+            masks = self._masks.token_masks(rows["constrained"][:size], self._drawn.device["log_mass"][:size])
         temperature, kept = rows["temperature"][:size], logits
         if kind.filtered:
+            if masks is not None:  # filters choose among what may come
+                self._masks.apply(logits, masks)
+                masks = None
             kept, temperature = _apply_filters(logits, {name: rows[name][:size] for name in _FILTERS})
         sampling.sample(
             logits,
@@ -220,8 +261,23 @@ class DeviceLoop:
             self._stopping[:size],
             self._drawn.device["tokens"],
             self._drawn.device["logprobs"],
+            masks=masks,
             pdl=self._pdl,
         )
+
+    def _step(self, size: int, kind: SampleKind) -> None:
+        """Sample and go on at once, while the tokens are on their way to the host, with an event behind them."""
+        self._sample(size, kind)
+        if self._walked is None or self._copying is None:
+            self._drawn.download()
+            self._forward(size)
+            return
+        self._copying.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._copying):
+            self._drawn.download()
+            self._walked.record()
+        self._forward(size)
+        torch.cuda.current_stream().wait_stream(self._copying)
 
     def _forward(self, size: int) -> None:
         """Run each row's token through the model, keep its hidden state, and step on."""
@@ -237,7 +293,7 @@ class DeviceLoop:
     def _record(self, size: int, kind: SampleKind) -> None:
         """Record the graphs of a batch size when it first occurs, on rows that leave no trace."""
         sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
-        if ("both", size, kind) in self._graphs:
+        if ("walk" if kind.masked else "both", size, kind) in self._graphs:
             return
         for name in ("alive", "step", "constrained"):
             self._rows.device[name].zero_()
@@ -245,6 +301,9 @@ class DeviceLoop:
         self._plan = None
         for work in (sample, forward):  # compiles and loads what recording may not
             work()
+        if kind.masked:
+            self._graphs.record(("walk", size, kind), partial(self._step, size, kind))
+            return
         self._graphs.record(("sample", size, kind), sample)
         self._graphs.record(("both", size, kind), partial(_in_turn, forward, sample))
         if ("forward", size) not in self._graphs:

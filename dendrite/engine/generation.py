@@ -73,7 +73,7 @@ class Generation:
 
     def burst(self, longest_context: int) -> int:
         """Most tokens to generate before the host looks: few at first, so that a stream starts at once."""
-        if self.host_sampled or self.matcher is not None:
+        if self.host_sampled:
             return 1
         left = min(self.params.max_tokens - self.produced, longest_context - self.node.length)
         return min(left, 1 + 3 * self.produced, self.pace)

@@ -143,30 +143,38 @@ class Stepper:
             if generation.node.tip < 0:
                 self._own_tip(generation.node)
         try:
-            burst = loop.run(plan.decodes, plan.burst, self._scheduler.version)
+            burst = loop.run(plan.decodes, plan.burst, self._scheduler.version, self._constraints)
         except BaseException:
+            for generation in plan.decodes:
+                self._constraints.restart(generation)
             self._requeue(plan.decodes)
             raise
         spans: list[Span] = []
         cut: list[tuple[int, Generation, int]] = []
+        made, going = burst.steps, burst.walk.going if burst.walk is not None else frozenset()
         for row, generation in enumerate(plan.decodes):
             node, tokens, logprobs = generation.node, burst.tokens[row], burst.logprobs[row]
             generation.tip = node.tip
-            accepted = self._accepted(generation, tokens)
-            if accepted < plan.burst:
+            walk = burst.walk if generation.matcher is not None else None
+            accepted = self._stopped_at(generation, tokens if walk is None else tokens[: walk.taken[row]])
+            if accepted < made:
                 del tokens[accepted:], logprobs[accepted:]
                 cut.append((row, generation, accepted))
             node.tokens += tokens
             node.logprobs += logprobs
-            if generation.matcher is not None:
-                note_raw(node, burst.raw_logprobs(row)[:accepted])
+            if walk is not None and burst.raw is not None:
+                note_raw(node, burst.raw[row][:accepted])
+                at_end = accepted == made and row in going
+                if not at_end and self._constraints.align(generation):
+                    generation.finish_reason = generation.finish_reason or "stop"
             self._cache.commit(node, accepted)
             if accepted < plan.burst:
                 self._cache.unreserve(node)
             self._count(generation, accepted)
             spans.append(self._close(generation, tokens, logprobs))
         loop.rewind(cut)
-        self._forced.look_ahead(plan.decodes, self._accepted)
+        if burst.walk is not None and burst.walk.paused:
+            self._forced.look_ahead(plan.decodes, self._accepted)
         return spans
 
     def _sample(self, decodes: list[Generation]) -> list[tuple[int, float]]:
@@ -340,24 +348,23 @@ class Stepper:
         return StepResult(spans, ended, computes)
 
     def _accepted(self, generation: Generation, tokens: list[int]) -> int:
-        """How many of `tokens` the generation takes: up to and with one that stops it."""
-        watched = generation.stop_text is not None or generation.host_sampled or generation.matcher is not None
-        if not watched and generation.stop_ids.isdisjoint(tokens):
-            return len(tokens)
+        """How many of `tokens` the generation takes, up to and with one that stops it; moves its grammar over them."""
         for count, token in enumerate(tokens, start=1):
-            if self._stops(generation, token):
+            ended = self._constraints.advance(generation, token)
+            if _stops(generation, token) or ended:
                 generation.finish_reason = generation.finish_reason or "stop"
                 return count
         return len(tokens)
 
-    def _stops(self, generation: Generation, token: int) -> bool:
-        if generation.counts is not None:
-            generation.counts.add(token)
-        if generation.without is not None:
-            generation.without.push(token)
-        if self._constraints.advance(generation, token) or token in generation.stop_ids:
-            return True
-        return generation.stop_text is not None and generation.stop_text.push(token)
+    def _stopped_at(self, generation: Generation, tokens: list[int]) -> int:
+        """How many of `tokens` the generation takes, of those that its grammar has taken already."""
+        if generation.stop_text is None and not generation.host_sampled and generation.stop_ids.isdisjoint(tokens):
+            return len(tokens)
+        for count, token in enumerate(tokens, start=1):
+            if _stops(generation, token):
+                generation.finish_reason = "stop"
+                return count
+        return len(tokens)
 
     def _close(self, generation: Generation, tokens: list[int], logprobs: list[float]) -> Span:
         """Note what a generation has just made, and whether that is all it may."""
@@ -383,3 +390,14 @@ class Stepper:
             self.counters.forced_tokens += chunk.count - again
         if chunk.last and chunk.job.seal:
             self._cache.seal(chunk.job.node)
+
+
+def _stops(generation: Generation, token: int) -> bool:
+    """Note a token, and tell whether the generation stops with it, whatever its grammar says."""
+    if generation.counts is not None:
+        generation.counts.add(token)
+    if generation.without is not None:
+        generation.without.push(token)
+    if token in generation.stop_ids:
+        return True
+    return generation.stop_text is not None and generation.stop_text.push(token)

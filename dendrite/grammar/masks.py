@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dendrite.grammar.compiler import Bits
 from dendrite.grammar.matcher import Matcher, State
+from dendrite.grammar.walk import MaskTable, Walk
 
 
 class MaskPool:
@@ -30,6 +31,7 @@ class MaskPool:
         """
         self._words = words
         self._workers: list[tuple[ThreadPoolExecutor, LLExecutor] | None] = [None] * threads
+        self._together: LLExecutor | None = None
 
     def request(self, matchers: Iterable[Matcher]) -> None:
         """Have the masks computed that are not there, nor on their way; `Matcher.bits` waits for them."""
@@ -45,12 +47,19 @@ class MaskPool:
             for row, state in enumerate(states):
                 state.bits, state.pending = rows[row], pending
 
+    def walk(self, matchers: Mapping[int, Matcher], masks: MaskTable, least_forced: int) -> Walk:
+        """Move matchers on together, with all threads at work for each step; see `Walk`."""
+        if self._together is None:
+            self._together = LLExecutor(len(self._workers))
+        return Walk(matchers, masks, self._together, least_forced)
+
     def close(self) -> None:
         """End the threads; they start again when they are needed."""
         for worker in self._workers:
             if worker is not None:
                 worker[0].shutdown()
         self._workers = [None] * len(self._workers)
+        self._together = None
 
     def _worker(self, family: int) -> tuple[ThreadPoolExecutor, LLExecutor]:
         at = family % len(self._workers)

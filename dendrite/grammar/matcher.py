@@ -114,7 +114,7 @@ class Matcher:
                 raise GrammarError(self.compiled.place, f"token {token} does not fit after {self.taken} tokens")
             self.closed = True
         else:
-            inner = self._own().settle()
+            inner = self.own()
             if not inner.consume_token(token):
                 raise self._failed(inner)
         self.taken += 1
@@ -146,7 +146,7 @@ class Matcher:
         end = int(self.closed)
         self.closed = False
         self.taken -= count
-        return count == end or self._own().settle().rollback(count - end)
+        return count == end or self.own().rollback(count - end)
 
     def forced(self, least: int = 1) -> list[int]:
         """The tokens that must follow, in the tokenizer's own spelling.
@@ -159,17 +159,16 @@ class Matcher:
         inner = self.state.settle()
         return inner.compute_ff_tokens() if len(inner.compute_ff_bytes()) >= least else []
 
-    def _own(self) -> State:
-        """The state, for this path alone and about to change."""
+    def own(self) -> LLMatcher:
+        """The state's matcher, for this path alone and about to move: the mask of where it stands is dropped."""
         state = self.state
         if state.owners == 1:
-            state.settle()
             state.bits = None
-            return state
+            return state.settle()
         state.owners -= 1
         # Documents that begin side by side each get a family of their own; later on a copy is cheaper than a replay.
         self.state = State(state.settle().deep_copy(), state.family) if self.taken else State(*self.compiled.fresh())
-        return self.state
+        return self.state.inner
 
     def _failed(self, inner: LLMatcher) -> GrammarError:
         return GrammarError(self.compiled.place, first_line(inner.get_error()))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from dendrite.grammar.compiler import Bits
+from dendrite.grammar.walk import MaskTable
 
 
 class MaskRows:
@@ -21,23 +19,19 @@ class MaskRows:
         """Make room for `rows` masks of `words` int32 words."""
         on_cuda = device.type == "cuda"
         self._staging = torch.zeros(rows, words, dtype=torch.int32, pin_memory=on_cuda)
-        self._host = self._staging.numpy()
+        self.host: MaskTable = self._staging.numpy()
+        """[rows, words] int32; what `upload` sends."""
         self._stream = torch.cuda.Stream(device) if on_cuda else None
         self.device: Tensor = torch.zeros(rows, words, dtype=torch.int32, device=device)
         """[rows, words] int32. Rows without a grammar hold anything."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())  # which clears the memory first
 
-    def upload(self, rows: Sequence[int], bits: Sequence[Bits]) -> None:
-        """Send the masks `bits` of `rows`. The step that read the ones before must have ended its sampling."""
-        if not rows:
-            return
-        for row, each in zip(rows, bits, strict=True):
-            self._host[row] = each
-        used = slice(0, max(rows) + 1)
+    def upload(self, count: int) -> None:
+        """Send the first `count` rows. The step that read the ones before must have ended its sampling."""
         if self._stream is None:
-            self.device[used] = self._staging[used]
+            self.device[:count] = self._staging[:count]
             return
         with torch.cuda.stream(self._stream):
-            self.device[used].copy_(self._staging[used], non_blocking=True)
+            self.device[:count].copy_(self._staging[:count], non_blocking=True)
         torch.cuda.current_stream().wait_stream(self._stream)

@@ -6,6 +6,8 @@ draws a block of each row from those, then a token within the block, whose proba
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -18,20 +20,37 @@ STOP_IDS = 8
 """Stop ids that a row may have."""
 
 _BLOCK = 1024  # tokens of a block, at most
-_STATISTICS = tl.constexpr(4)  # of a block: the filtered logits' maximum and sum, and the raw ones'
+_STATISTICS = tl.constexpr(
+    6
+)  # of a block: maximum and sum of the filtered logits, the raw ones, and those before masks
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX1 = tl.constexpr(0xBF58476D1CE4E5B9)
 _MIX2 = tl.constexpr(0x94D049BB133111EB)
 
 
 def sampling_workspace(rows: int, vocabulary: int, device: torch.device | str) -> Tensor:
-    """Memory that `sample` needs for up to that many rows: [rows, blocks, 4] float32."""
+    """Memory that `sample` needs for up to that many rows: [rows, blocks, 6] float32."""
     blocks = triton.cdiv(vocabulary, _block(vocabulary))
     return torch.empty((rows, blocks, _STATISTICS.value), dtype=torch.float32, device=device)
 
 
 def _block(vocabulary: int) -> int:
     return int(min(_BLOCK, triton.next_power_of_2(vocabulary)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """What grammars allow the rows of a batch.
+
+    Attributes:
+        bits: [B, ceil(V / 32)] int32; bit t % 32 of word t // 32 allows token t. At least one is set in a row.
+        constrained: [B] int32, 1 for rows with a grammar; the bits of the others are not read.
+        log_mass: [B] float32, written: log of the probability, at temperature 1, of what is allowed; 0 without grammar.
+    """
+
+    bits: Tensor
+    constrained: Tensor
+    log_mass: Tensor
 
 
 def sample(
@@ -50,6 +69,7 @@ def sample(
     token_ring: Tensor,
     logprob_ring: Tensor,
     *,
+    masks: TokenMasks | None = None,
     pdl: bool = False,
 ) -> None:
     """Draw one token for every living row.
@@ -59,7 +79,7 @@ def sample(
     -inf is never drawn. At temperature 0 it is the smallest id among the most likely.
 
     Args:
-        logits: [B, V] float32.
+        logits: [B, V] float32; what `masks` forbid is set to -inf.
         filtered: [B, V] float32 with the logits of excluded tokens at -inf, or `logits` itself where there are none.
         temperature: [B] float32, 0 for greedy rows.
         seeds: [B] int64, read as unsigned.
@@ -73,6 +93,8 @@ def sample(
         stopping: [B] int32, written: 1 where the token is one of the row's stop ids.
         token_ring: [K, R] int32, R at least B; written at [step, :B].
         logprob_ring: [K, R] float32, likewise: log softmax(logits)[token], 0 for dead rows.
+        masks: of grammars, where some row has one. Only with `filtered` the same as `logits`; filters must see masked
+            logits (`dendrite.kernels.grammar.mask_logits`).
         pdl: launch while the kernel before still runs.
     """
     rows, vocabulary = logits.shape
@@ -80,6 +102,11 @@ def sample(
         raise InvalidArgument("stop_ids", tuple(stop_ids.shape), f"must have {STOP_IDS} columns")
     blocks = workspace.shape[1]
     same = filtered.data_ptr() == logits.data_ptr()
+    if masks is not None and not same:
+        raise InvalidArgument("masks", None, "not beside filtered logits")
+    bits, constrained, log_mass = (
+        (None, None, None) if masks is None else (masks.bits, masks.constrained, masks.log_mass)
+    )
     block = _block(vocabulary)
     _reduce_kernel[(blocks, rows)](
         logits,
@@ -87,7 +114,10 @@ def sample(
         temperature,
         alive,
         workspace,
+        bits,
+        constrained,
         vocabulary=vocabulary,
+        words=0 if bits is None else bits.shape[1],
         same=same,
         block=block,
         pdl=pdl,
@@ -108,6 +138,8 @@ def sample(
         stopping,
         token_ring,
         logprob_ring,
+        constrained,
+        log_mass,
         token_ring.stride(0),
         logprob_ring.stride(0),
         vocabulary=vocabulary,
@@ -138,8 +170,9 @@ def advance(alive: Tensor, stopping: Tensor, positions: Tensor, step: Tensor, *,
 
 @triton.jit
 def _reduce_kernel(
-    logits, filtered, temperature, alive, workspace,
+    logits, filtered, temperature, alive, workspace, bits, constrained,
     vocabulary: tl.constexpr,
+    words: tl.constexpr,
     same: tl.constexpr,
     block: tl.constexpr,
     pdl: tl.constexpr,
@@ -152,10 +185,18 @@ def _reduce_kernel(
         column = tl.program_id(0) * block + tl.arange(0, block)
         at = row.to(tl.int64) * vocabulary + column
         raw = tl.load(logits + at, mask=column < vocabulary, other=-float("inf"))
+        place = workspace + (row * tl.num_programs(0) + tl.program_id(0)) * _STATISTICS
+        if bits is not None and tl.load(constrained + row) != 0:
+            highest, total = _maximum_and_sum(raw, 1.0)
+            tl.store(place + 4, highest)
+            tl.store(place + 5, total)
+            word = tl.load(bits + row.to(tl.int64) * words + column // 32, mask=column < vocabulary, other=0)
+            forbidden = ((word >> (column % 32)) & 1) == 0
+            raw = tl.where(forbidden, -float("inf"), raw)
+            tl.store(logits + at, raw, mask=(column < vocabulary) & forbidden)
         chosen = raw
         if not same:
             chosen = tl.load(filtered + at, mask=column < vocabulary, other=-float("inf"))
-        place = workspace + (row * tl.num_programs(0) + tl.program_id(0)) * _STATISTICS
         highest, total = _maximum_and_sum(chosen, warmth)
         tl.store(place, highest)
         tl.store(place + 1, total)
@@ -175,7 +216,7 @@ def _maximum_and_sum(values, warmth):
 @triton.jit
 def _draw_kernel(
     logits, filtered, temperature, seeds, branches, positions, stop_ids, alive, step, workspace,
-    token, stopping, token_ring, logprob_ring,
+    token, stopping, token_ring, logprob_ring, constrained, log_mass,
     token_stride,
     logprob_stride,
     vocabulary: tl.constexpr,
@@ -199,7 +240,13 @@ def _draw_kernel(
         else:
             drawn = _most_likely(filtered + start, at, which, vocabulary, blocks, block)
         chosen = tl.load(logits + start + drawn)
-        logprob = chosen - _log_sum(at + 2, which, blocks)
+        log_sum = _log_sum(at + 2, which, blocks)
+        logprob = chosen - log_sum
+        if log_mass is not None:
+            lost = 0.0
+            if tl.load(constrained + row) != 0:
+                lost = log_sum - _log_sum(at + 4, which, blocks)
+            tl.store(log_mass + row, lost)
         stop = tl.load(stop_ids + row * stops + tl.arange(0, stops))
         tl.store(token + row, drawn)
         tl.store(stopping + row, tl.max((stop == drawn).to(tl.int32), 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from dendrite.attention.base import ForwardBatch
 from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
 from dendrite.engine.burst import Burst
-from dendrite.engine.constraints import constrained
+from dendrite.engine.constraints import Constraints
 from dendrite.engine.generation import Generation
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, sample, uniform
 from dendrite.engine.tips import TipStore
@@ -33,12 +34,15 @@ class HostLoop:
         self._history: list[Tensor] = []
         self.interrupt_in = -2  # bursts until one is interrupted while the host waits for it
 
-    def run(self, generations: Sequence[Generation], steps: int, version: int) -> Burst:
+    def run(self, generations: Sequence[Generation], steps: int, version: int, constraints: Constraints) -> Burst:
         states = self._tips.read([generation.tip for generation in generations])
         settings = SamplingBatch.of([g.params for g in generations], self._decoder.config.vocab_size, states.device)
-        rows, bits = constrained(generations)
-        assert not rows or steps == 1, "a mask is good for one token"
-        tokens, logprobs, log_mass = [], [], None
+        rows = [row for row, generation in enumerate(generations) if generation.matcher is not None]
+        masks = np.zeros((len(generations), -(-self._decoder.config.vocab_size // 32)), np.int32)
+        walk = constraints.walk(generations, masks) if rows else None
+        tokens: list[Tensor] = []
+        logprobs: list[Tensor] = []
+        log_mass: list[Tensor] = []
         self._history = []
         for step in range(steps):
             lengths = [generation.node.length + step for generation in generations]
@@ -46,18 +50,25 @@ class HostLoop:
             keys = np.array([(g.seed, g.branch, n) for g, n in zip(generations, lengths, strict=True)], np.uint64)
             logits = self._decoder.logits(states)
             if rows:
-                raw, logits = logits, masked(logits, rows, bits)
-                log_mass = (logits.logsumexp(1) - raw.logsumexp(1)).tolist()
+                raw, logits = logits, masked(logits, rows, [masks[row] for row in rows])
+                log_mass.append(logits.logsumexp(1) - raw.logsumexp(1))
             drawn = sample(logits, settings, uniform(keys[:, 0], keys[:, 1], keys[:, 2]))
             tokens.append(drawn)
             logprobs.append(logprobs_of(logits, drawn))
             states = self._decoder.forward(self._batch(generations, drawn, lengths), self._attention)
             self._history.append(states)
+            if walk is not None and not walk.step(drawn.tolist()):
+                break
         self._tips.write([generation.node.tip for generation in generations], states)
         self.interrupt_in -= 1
         if self.interrupt_in == 0:
             raise KeyboardInterrupt
-        return Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist(), log_mass)
+        made = Burst(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist())
+        if walk is None:
+            return made
+        walk.finish()
+        raw = torch.stack(logprobs, 1) + torch.stack(log_mass, 1)
+        return replace(made, raw=raw.tolist(), walk=walk)
 
     def rewind(self, ends: Sequence[tuple[int, Generation, int]]) -> None:
         for row, generation, accepted in ends:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from dendrite.grammar import Grammar
+from dendrite.grammar.compiler import CompiledGrammar, GrammarCompiler
+from dendrite.grammar.limits import GrammarLimits
+
 WORDS = ('{"', '":', '", "', "true", "false", "null", "ab", "abc", "00", "  ")
 EOS = 256 + len(WORDS)
 VOCABULARY = EOS + 1
@@ -19,6 +23,11 @@ class Bytes:
 
     def __call__(self, data: bytes) -> list[int]:
         return list(data)
+
+
+def compiled(limits: GrammarLimits | None = None, **grammar: object) -> CompiledGrammar:
+    """A grammar for the tokenizer."""
+    return GrammarCompiler(byte_tokenizer(), limits=limits).compile(Grammar(**grammar))
 
 
 def byte_tokenizer() -> LLTokenizer:

@@ -5,18 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from dendrite.errors import GrammarError
-from dendrite.grammar import Grammar
-from dendrite.grammar.compiler import CompiledGrammar, GrammarCompiler
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.grammar.masks import MaskPool, allowed
 from dendrite.grammar.matcher import Matcher
-from tests.dendrite.grammar.byte_tokens import EOS, VOCABULARY, byte_tokenizer
+from tests.dendrite.grammar.byte_tokens import EOS, VOCABULARY, byte_tokenizer, compiled
 
 WORDS = -(-VOCABULARY // 32)
-
-
-def compiled(limits: GrammarLimits | None = None, **grammar: object) -> CompiledGrammar:
-    return GrammarCompiler(byte_tokenizer(), limits=limits).compile(Grammar(**grammar))
 
 
 @pytest.fixture

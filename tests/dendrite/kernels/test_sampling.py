@@ -21,8 +21,10 @@ from dendrite.config import SamplingParams
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, uniform
 from dendrite.engine.sampler import sample as sample_on_host
 from dendrite.errors import InvalidArgument
+from dendrite.grammar.compiler import bits_of
+from dendrite.grammar.masks import masked
 from dendrite.kernels import sampling
-from dendrite.kernels.sampling import STOP_IDS, advance, sample, sampling_workspace
+from dendrite.kernels.sampling import STOP_IDS, TokenMasks, advance, sample, sampling_workspace
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CAPACITY = 3  # rows of the rings beyond those of the batch
@@ -63,7 +65,15 @@ class Draws:
     logprobs: Tensor
 
 
-def draw(logits: Tensor, filtered: Tensor | None = None, *, step: int = 1, pdl: bool = False, **state: Any) -> Draws:
+def draw(
+    logits: Tensor,
+    filtered: Tensor | None = None,
+    *,
+    step: int = 1,
+    masks: TokenMasks | None = None,
+    pdl: bool = False,
+    **state: Any,
+) -> Draws:
     """Run `sample` with rings of three steps; what `state` leaves out has a default."""
     rows, vocabulary = logits.shape
 
@@ -100,6 +110,7 @@ def draw(logits: Tensor, filtered: Tensor | None = None, *, step: int = 1, pdl: 
         stopping,
         tokens,
         logprobs,
+        masks=masks,
         pdl=pdl,
     )
     others = [index for index in range(3) if index != step]
@@ -199,6 +210,36 @@ def test_a_dead_row_keeps_its_token_and_leaves_a_mark() -> None:
     assert (draws.token[[0, 2]] >= 0).all()
 
 
+@pytest.mark.parametrize("vocabulary", [40, 1024, 3001])
+def test_masks_are_applied_before_anything_is_drawn(vocabulary: int) -> None:
+    noise = np.random.default_rng(vocabulary)
+    raw = torch.from_numpy(noise.normal(0, 3, (6, vocabulary)).astype(np.float32))
+    bits = [bits_of(noise.permutation(vocabulary)[: 1 + vocabulary // 9].tolist(), vocabulary) for _ in raw]
+    flags, temperatures = [1, 0, 1, 1, 0, 1], [1.0, 1.0, 0.0, 0.7, 0.0, 1.5]
+    seeds = torch.arange(6)
+    rows = [row for row, flag in enumerate(flags) if flag]
+    expected = masked(raw, rows, [bits[row] for row in rows])
+    masks = TokenMasks(
+        torch.from_numpy(np.stack(bits)).to(DEVICE),
+        torch.tensor(flags, dtype=torch.int32, device=DEVICE),
+        torch.full((6,), torch.nan, device=DEVICE),
+    )
+    logits = raw.clone().to(DEVICE)
+    draws = draw(logits, temperature=temperatures, seeds=seeds, masks=masks)
+    assert torch.equal(logits.cpu(), expected)
+    assert draws.token.tolist() == on_host(expected, temperatures, seeds, 7, 100).tolist()
+    torch.testing.assert_close(draws.logprobs.cpu(), logprobs_of(expected, draws.token.long().cpu()))
+    mass = (expected.double().logsumexp(1) - raw.double().logsumexp(1)).float()
+    torch.testing.assert_close(masks.log_mass.cpu(), mass, atol=1e-5, rtol=1e-5)
+
+
+def test_masks_beside_filtered_logits_are_refused() -> None:
+    one = torch.ones(1, dtype=torch.int32)
+    masks = TokenMasks(one[:, None], one, torch.zeros(1))
+    with pytest.raises(InvalidArgument, match="masks"):
+        draw(torch.zeros(1, 8), torch.zeros(1, 8), masks=masks)
+
+
 def test_a_wrong_number_of_stop_ids_is_refused() -> None:
     one = torch.zeros(1, dtype=torch.int32)
     logits = torch.zeros(1, 8)
@@ -226,7 +267,13 @@ def test_real_vocabularies(vocabulary: int, pdl: bool) -> None:
     logits = torch.randn(rows, vocabulary) * 2
     draws = draw(logits.cuda(), temperature=temperatures, seeds=seeds, pdl=pdl)
     expected = on_host(logits, temperatures, seeds, 7, 100)
-    # A draw that falls on the edge between two tokens may go either way.
-    assert (draws.token.cpu() == expected).sum() >= rows - 1
     drawn = draws.token.long().cpu()
+    # A draw that falls on the edge between two tokens may go either way.
+    noise = torch.from_numpy(uniform(*(np.asarray(key, np.uint64) for key in (seeds, [7] * rows, [100] * rows))))
+    for row in (drawn != expected).nonzero()[:, 0].tolist():
+        assert temperatures[row] > 0
+        cumulative = (logits[row].double() / temperatures[row]).softmax(0).cumsum(0)
+        token = int(drawn[row])
+        assert cumulative[token] - noise[row] > -1e-6
+        assert token == 0 or cumulative[token - 1] - noise[row] < 1e-6
     torch.testing.assert_close(draws.logprobs.cpu(), logprobs_of(logits, drawn), rtol=1e-4, atol=1e-4)
