@@ -5,8 +5,8 @@ copy measured in the same run. Then a whole layer without attention, fused and n
 after its layers, sampling included, at several batches. Times are of CUDA graph replays over enough different weights
 that L2 serves none of them. `benchmarks.gemm` measures more rows.
 
-Run it with `python -m benchmarks.kernels [--shapes NAME ...] [--seconds N]`. It stops sweeping when the time is up, and
-writes what it has.
+Run it with `python -m benchmarks.kernels [--shapes NAME ...] [--format fp8] [--seconds N]`. It stops sweeping when the
+time is up, and writes what it has. With a format, the fused kernels read weights of 8 bits, and cuBLAS those of 16.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dendrite.kernels.linear import gate_up_swiglu, linear, linear_residual, qkv
 from dendrite.kernels.linear_config import LinearConfig
 from dendrite.kernels.reduce import residual_norm, rope_append_partials, swiglu_partials
 from dendrite.kernels.sampling import STOP_IDS, advance, sample, sampling_workspace
+from dendrite.quant.weights import Scales, by_mx_blocks, by_rows
 
 END_ROWS = (1, 64, 256)
 PAGE_SIZE = 16
@@ -51,6 +52,12 @@ CONFIGS = tuple(
         (4, 512, 2, 4),
         (8, 512, 4, 4),
     )
+)
+FORMATS = {"fp8": by_rows, "mxfp8": by_mx_blocks}
+# Tiles of as many bytes where elements are of 8 bits.
+BYTE_CONFIGS = tuple(
+    LinearConfig(*each)
+    for each in ((2, 4096, 4, 2), (2, 4096, 4, 3), (4, 4096, 4, 2), (4, 4096, 4, 3), (4, 4096, 8, 2), (8, 4096, 8, 2))
 )
 
 
@@ -89,13 +96,25 @@ SHAPES = {
 class Bench:
     """Weights and activations of one shape, and its products, fused and not."""
 
-    def __init__(self, shape: Shape, rows: int, weights: dict[str, list[Tensor]], device: str = "cuda") -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        rows: int,
+        weights: dict[str, list[Tensor]],
+        device: str = "cuda",
+        form: str | None = None,
+    ) -> None:
+        """Take weights [N, K] by product; with `form`, the fused kernels read them in that format."""
+
         def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
         query = shape.heads * shape.head_dim
         self.rows = rows
         self.weights = weights
+        self.stored = (
+            {} if form is None else {name: [FORMATS[form](each) for each in found] for name, found in weights.items()}
+        )
         self.norm = torch.ones(shape.hidden, dtype=torch.bfloat16, device=device)
         self.hidden = torch.randn(rows, shape.hidden, device=device).bfloat16()
         self.normed = self.hidden.clone()
@@ -111,7 +130,7 @@ class Bench:
 
     def fused(self, product: str, index: int, config: LinearConfig | None, pdl: bool) -> None:
         """Launch a product with what belongs to it as one kernel."""
-        weight = self.weights[product][index % len(self.weights[product])]
+        weight, scales = self._operand(product, index)
         match product:
             case "qkv":
                 qkv_rope_append(
@@ -125,17 +144,30 @@ class Bench:
                     self.slots,
                     self.query,
                     self.kv,
+                    scales=scales,
                     config=config,
                     pdl=pdl,
                 )
             case "output":
-                linear_residual(self.attended, weight, None, self.hidden, config=config, pdl=pdl)
+                linear_residual(self.attended, weight, None, self.hidden, scales=scales, config=config, pdl=pdl)
             case "gate_up":
-                gate_up_swiglu(self.hidden, self.norm, EPS, weight, None, self.inner, config=config, pdl=pdl)
+                gate_up_swiglu(
+                    self.hidden, self.norm, EPS, weight, None, self.inner, scales=scales, config=config, pdl=pdl
+                )
             case "down":
-                linear_residual(self.inner, weight, None, self.hidden, config=config, pdl=pdl)
+                linear_residual(self.inner, weight, None, self.hidden, scales=scales, config=config, pdl=pdl)
             case "lm_head":
-                linear(self.hidden, weight, None, self.logits, config=config, pdl=pdl)
+                linear(self.hidden, weight, None, self.logits, scales=scales, config=config, pdl=pdl)
+
+    def nbytes(self, product: str) -> int:
+        """Bytes of one weight, as the fused kernels read it."""
+        return (self.stored.get(product) or self.weights[product])[0].nbytes
+
+    def _operand(self, product: str, index: int) -> tuple[Tensor, Scales | None]:
+        if product not in self.stored:
+            return self.weights[product][index % len(self.weights[product])], None
+        found = self.stored[product][index % len(self.stored[product])]
+        return found.elements, found.scales
 
     def plain(self, product: str, index: int) -> None:
         """The product by cuBLAS, and the kernel that follows it."""
@@ -158,6 +190,7 @@ class Job:
     product: str
     config: LinearConfig
     pdl: bool
+    form: str | None = None
 
 
 def random_weights(shape: Shape, copies: int | None = None) -> dict[str, list[Tensor]]:
@@ -173,14 +206,14 @@ def random_weights(shape: Shape, copies: int | None = None) -> dict[str, list[Te
 
 
 @cache
-def _compiling_bench(shape: str) -> Bench:
-    return Bench(SHAPES[shape], 1, random_weights(SHAPES[shape], copies=1))
+def _compiling_bench(shape: str, form: str | None) -> Bench:
+    return Bench(SHAPES[shape], 1, random_weights(SHAPES[shape], copies=1), form=form)
 
 
 def compile_job(job: Job) -> str | None:
     """Launch the kernel once in a worker process, which leaves it in Triton's cache on disk; an error's text."""
     try:
-        _compiling_bench(job.shape).fused(job.product, 0, job.config, job.pdl)
+        _compiling_bench(job.shape, job.form).fused(job.product, 0, job.config, job.pdl)
         torch.cuda.synchronize()
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:200]
@@ -264,13 +297,18 @@ class Report:
             self.metrics[f"kernels.{name}.us"] = us
 
 
-def sweep(report: Report, name: str, bench: Bench, failed: set[Job]) -> dict[Job, float]:
+def configs(form: str | None) -> tuple[LinearConfig, ...]:
+    """What is swept for weights of a format."""
+    return CONFIGS if form is None else (*CONFIGS, *BYTE_CONFIGS)
+
+
+def sweep(report: Report, name: str, form: str | None, bench: Bench, failed: set[Job]) -> dict[Job, float]:
     """Time every configuration with overlapping launches; the best of each product."""
     best: dict[Job, float] = {}
     for product in PRODUCTS:
         times: dict[Job, float] = {}
-        for config in CONFIGS:
-            job = Job(name, product, config, True)
+        for config in configs(form):
+            job = Job(name, product, config, True, form)
             if job not in failed and not report.out_of_time:
                 times[job] = time_fused(report, bench, job)
         times = {job: us for job, us in times.items() if us < float("inf")}
@@ -295,7 +333,7 @@ def compare(report: Report, name: str, bench: Bench, best: dict[Job, float]) -> 
         serial = time_fused(report, bench, replace(job, pdl=False))
         count = max(4, len(bench.weights[product]))
         plain = report.time(f"plain {product}", partial(bench.plain, product), count)
-        rate = bench.weights[product][0].nbytes / us / 1e3
+        rate = bench.nbytes(product) / us / 1e3
         print(
             f"{name:10} {product:8} {us:8.2f} {serial:8.2f} {plain:8.2f} {rate:9.0f} "
             f"{rate / report.bandwidth:8.0%}  {_short(job.config)}"
@@ -313,7 +351,7 @@ def _short(config: LinearConfig) -> str:
 def chain(report: Report, name: str, bench: Bench, best: dict[Job, float]) -> None:
     """A layer without its attention: the four products, one after the other, over different layers."""
     layer = PRODUCTS[:4]
-    ideal = sum(bench.weights[product][0].nbytes for product in layer) / report.bandwidth / 1e3
+    ideal = sum(map(bench.nbytes, layer)) / report.bandwidth / 1e3
     chosen = {job.product: job.config for job in best}
     count = len(bench.weights["qkv"])
 
@@ -386,6 +424,7 @@ def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description="Time the fused kernels of a decode step.")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--format", dest="form", choices=tuple(FORMATS), help="of the weights; 16 bits by default")
     parser.add_argument("--seconds", type=float, default=120.0, help="stop sweeping after that long")
     arguments = parser.parse_args()
 
@@ -397,17 +436,17 @@ def main() -> None:
         failed = compile_all(
             pool,
             [
-                Job(name, product, config, True)
+                Job(name, product, config, True, arguments.form)
                 for name in arguments.shapes
                 for product in PRODUCTS
-                for config in CONFIGS
+                for config in configs(arguments.form)
             ],
         )
         print(f"compiled in {time.monotonic() - began:.0f} s")
         for name in arguments.shapes:
             shape = SHAPES[name]
-            bench = Bench(shape, 1, random_weights(shape))
-            best = sweep(report, name, bench, failed)
+            bench = Bench(shape, 1, random_weights(shape), form=arguments.form)
+            best = sweep(report, name, arguments.form, bench, failed)
             compile_all(pool, [replace(job, pdl=False) for job in best])
             compare(report, name, bench, best)
             chain(report, name, bench, best)

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from dendrite.errors import InvalidArgument, MissingDependency
 
-BENCHMARKS = ("tree_workloads", "attention", "decode", "fork", "search", "parallel_search", "grammar", "kernels")
+BENCHMARKS = (
+    "tree_workloads",
+    "attention",
+    "decode",
+    "fork",
+    "search",
+    "parallel_search",
+    "grammar",
+    "kernels",
+    "quant",
+)
 
 
 def run_benchmark(name: str, arguments: Sequence[str]) -> int:

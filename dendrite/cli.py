@@ -10,8 +10,10 @@ import typer
 
 import dendrite
 from dendrite.commands.bench import bench
+from dendrite.commands.evaluate import app as evaluate
 from dendrite.commands.group import INTERRUPTED, Commands
 from dendrite.commands.job import app as job
+from dendrite.commands.quantize import quantize
 from dendrite.commands.search import search
 from dendrite.commands.serve import serve
 from dendrite.commands.solve import solve
@@ -52,9 +54,10 @@ def main(
     set_up_logs_from_environment()
 
 
-for command in (solve, search, serve, replay, view, export):
+for command in (solve, search, serve, replay, view, export, quantize):
     app.command()(command)
 app.add_typer(job, name="job")
+app.add_typer(evaluate, name="eval")
 app.command(
     # What follows the name is the benchmark's own, `--help` included.
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dendrite.errors import InvalidArgument
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.grammar.spec import Grammar
+from dendrite.quant.scheme import QuantizeMode
 
 MAX_SEED = 2**63 - 1
 
@@ -58,7 +59,12 @@ class EngineConfig(_Frozen):
     device: Literal["cpu", "cuda", "auto"] = "auto"
     """`auto` is CUDA where torch sees a GPU, else the CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of weights and KV; None is float32 on the CPU and the checkpoint's own type on CUDA."""
+    """Type of weights, activations and KV; None is float32 on the CPU and the checkpoint's own type on CUDA."""
+    quantize: QuantizeMode | None = None
+    """Products with 8-bit weights: `fp8` and `mxfp8` round activations too, those of weights only do not. None leaves
+    the weights as the checkpoint has them, which may be FP8 or MXFP8 already."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """Type of keys and values: `auto` is that of the weights' products; `fp8` takes half the memory of 16 bits."""
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes of one machine among which each layer's heads and MLP are divided, on CUDA with a GPU each. It must
     divide the model's attention heads, its key-value heads and its `intermediate_size`. Above 1, decoding on CUDA is a

@@ -12,11 +12,13 @@ from dendrite.model.decoder import Decoder
 _PAGE = 16
 
 
-def logits_by_recomputation(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+def logits_by_recomputation(
+    decoder: Decoder, tokens: list[int], kv_dtype: torch.dtype = torch.float32, scales: torch.Tensor | None = None
+) -> torch.Tensor:
     """Logits [T, V] float32 at every position of `tokens`."""
     count, shape = len(tokens), decoder.config
     pages = -(-count // _PAGE)
-    storage = KvStorage(shape.num_layers, pages + 1, _PAGE, shape.num_kv_heads, shape.head_dim)
+    storage = KvStorage(shape.num_layers, pages + 1, _PAGE, shape.num_kv_heads, shape.head_dim, kv_dtype, scales=scales)
     batch = ForwardBatch(
         tokens=torch.tensor(tokens),
         positions=torch.arange(count),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Training the packaged model takes much longer than a test may; its parts have tests of their own.
-RUN_ELSEWHERE = {"train_countdown.py"}
+RUN_ELSEWHERE = {"train_countdown.py", "train_text.py"}
 
 EXPECTED = {
     "fork.py": "other ways",
@@ -24,9 +25,9 @@ EXPECTED = {
 }
 
 
-def run(example: str) -> str:
+def run(example: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example)],
+        [sys.executable, str(ROOT / "examples" / example), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -40,6 +41,20 @@ def run(example: str) -> str:
 @pytest.mark.parametrize("example", sorted(EXPECTED))
 def test_an_example_runs(example: str) -> None:
     assert EXPECTED[example] in run(example)
+
+
+def test_a_text_model_is_trained_quantised_and_measured(tmp_path: Path) -> None:
+    """In small: the folder that comes of it is read, and the text kept out scored."""
+    out = tmp_path / "model"
+    assert "kept out: " in run("train_text.py", "--out", str(out), "--smoke", "--minutes", "0.05")
+    command = [sys.executable, "-m", "dendrite", "eval", "perplexity", str(out), "--data", str(out / "held_out.txt")]
+    text = (out / "held_out.txt").read_text()[:2_000]
+    (out / "held_out.txt").write_text(text)
+    options = ["--window", "64", "--quantize", "fp8", "--against", str(out), "--device", "cpu", "--json"]
+    done = subprocess.run([*command, *options], cwd=ROOT, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["tokens"] > 200
+    assert 0.95 < found["ratio"] < 1.05
 
 
 def test_every_example_is_run() -> None:

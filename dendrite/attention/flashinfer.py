@@ -29,7 +29,7 @@ Counts = npt.NDArray[np.int32]
 
 
 class FlashInferAttention:
-    """`Attention` for head sizes 64 and 128, in bfloat16 or float16, with KV of that type or in FP8 (E4M3, scale 1).
+    """`Attention` for head sizes 64 and 128, in bfloat16 or float16, with KV of that type or in FP8.
 
     Neither `begin` nor `forward` waits for the GPU, but `begin` waits until the tables of the step before are there.
     """
@@ -68,6 +68,7 @@ class FlashInferAttention:
         self._page_size = storage.page_size
         self._device = storage.pages.device
         self._layers = tuple(storage.pages)
+        self._factors = _factors(storage, num_heads)
         kv_heads, head_dim = storage.pages.shape[-2:]
         self._heads = (num_heads, kv_heads, head_dim, storage.page_size)
         self._types = {"q_data_type": dtype, "kv_data_type": kv_type}
@@ -114,25 +115,16 @@ class FlashInferAttention:
     @torch.inference_mode()
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `Attention.forward`."""
-        self._write(layer, key, value)
-        cache, singles = self._layers[layer], self._singles
+        self._storage.write_rows(layer, self._write_rows, key, value)
+        cache, singles, factors = self._layers[layer], self._singles, self._factors[layer]
+        if factors is not None:
+            query = (query * factors[0]).to(query.dtype)
         result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if singles:
             self._decode.run(query[:singles], cache, out=result[:singles])
         if singles < query.shape[0]:
             self._prefill.run(query[singles:], cache, out=result[singles:])
-        return result
-
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        if self._layers[layer].dtype != _FP8:
-            self._storage.write_rows(layer, self._write_rows, key, value)
-            return
-        # torch has no index_copy_ for FP8; and out of range, its conversion gives NaN.
-        memory = self._storage.layer_rows[layer].view(torch.uint8)
-        values = memory.narrow(0, self._page_size, memory.shape[0] - self._page_size)
-        limit = torch.finfo(_FP8).max
-        for rows, source in ((memory, key), (values, value)):
-            rows.index_copy_(0, self._write_rows, source.clamp(-limit, limit).to(_FP8).view(torch.uint8))
+        return result if factors is None else result.mul_(factors[1])
 
     def _page_indices(self, table: Tensor, counts: Counts, bounds: Counts) -> Tensor:
         """The pages of all sequences, one after the other, int32 on the device."""
@@ -140,6 +132,18 @@ class FlashInferAttention:
         places = np.repeat(rows - bounds[:-1], counts) + np.arange(bounds[-1])
         index = torch.from_numpy(places).pin_memory().to(self._device, non_blocking=True)
         return table.reshape(-1).index_select(0, index).int()
+
+
+def _factors(storage: KvStorage, num_heads: int) -> tuple[Tensor | None, ...]:
+    """Of each layer [2, Hq, 1]: what queries, for the keys' sake, and results are multiplied by; None where by 1.
+
+    FlashInfer takes one scale a layer, and these are one a head.
+    """
+    scales = storage.scales
+    if scales is None or bool((scales == 1).all()):
+        return (None,) * storage.pages.shape[0]
+    repeated = scales.repeat_interleave(num_heads // scales.shape[2], 2)
+    return tuple(repeated.unsqueeze(-1))
 
 
 def leading_singles(starts: Counts) -> int:

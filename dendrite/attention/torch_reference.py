@@ -20,6 +20,18 @@ from torch import Tensor
 from dendrite.attention.base import ForwardBatch
 from dendrite.attention.batching import DecodeGroup, decode_groups, padded_batches
 from dendrite.kv.storage import KvStorage
+from dendrite.quant.formats import E4M3
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """A layer's keys and values: [_, D] in the storage's type, and in FP8 [2, Hkv], what they are multiplied by.
+
+    FP8 is kept as bytes: not every torch gathers it by index.
+    """
+
+    vectors: Tensor
+    scales: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,12 @@ class TorchAttention:
         self._device = storage.pages.device
         dtype = storage.pages.dtype
         self._compute = torch.float32 if dtype.itemsize < 4 else dtype
-        self._layers = tuple(rows.view(-1, self._head_dim) for rows in storage.layer_rows)
+        self._layers = tuple(
+            _Memory(rows.view(-1, self._head_dim), None)
+            if storage.scales is None
+            else _Memory(rows.view(torch.uint8).view(-1, self._head_dim), storage.scales[layer])
+            for layer, rows in enumerate(storage.layer_rows)
+        )
         self._write_rows = torch.empty(0, dtype=torch.int64)
         self._chunks: list[_Chunk] = []
         self._decodes: list[_Decode] = []
@@ -104,19 +121,19 @@ class TorchAttention:
             result[decode.rows] = self._run_decode(decode, memory, scaled[decode.rows])
         return result.to(query.dtype)
 
-    def _run_chunk(self, chunk: _Chunk, memory: Tensor, query: Tensor) -> Tensor:
+    def _run_chunk(self, chunk: _Chunk, memory: _Memory, query: Tensor) -> Tensor:
         """Attend with one chunk's queries, to [q, Hq, D]."""
-        keys, values = self._gather(memory, chunk.index).view(2, 1, self._kv_heads, chunk.context, -1)
+        keys, values = self._gather(memory, chunk.index, chunk.context).view(2, 1, self._kv_heads, chunk.context, -1)
         queries = query[chunk.start : chunk.end].transpose(0, 1).unsqueeze(0)
         mixed = F.scaled_dot_product_attention(
             queries, keys, values, chunk.mask, is_causal=chunk.mask is None, scale=1.0, enable_gqa=True
         )
         return mixed.squeeze(0).transpose(0, 1)
 
-    def _run_decode(self, decode: _Decode, memory: Tensor, query: Tensor) -> Tensor:
+    def _run_decode(self, decode: _Decode, memory: _Memory, query: Tensor) -> Tensor:
         """Attend with the queries [n, Hq, D] of one padded batch, to the same shape."""
         kv_heads, head_dim = self._kv_heads, self._head_dim
-        keys, values = self._gather(memory, decode.index).view(2, -1, decode.width, head_dim)
+        keys, values = self._gather(memory, decode.index, decode.width).view(2, -1, decode.width, head_dim)
         queries = query.reshape(keys.shape[0], -1, head_dim)
         mask, transposed = decode.mask, keys.mT
         scores = torch.bmm(queries, transposed) if mask is None else torch.baddbmm(mask, queries, transposed)
@@ -131,10 +148,10 @@ class TorchAttention:
             own = torch.lerp(own, shared, torch.sigmoid(shared_lse - own_lse).unsqueeze(-1))
         return own.reshape(query.shape)
 
-    def _run_prefix(self, prefix: _Prefix, memory: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_prefix(self, prefix: _Prefix, memory: _Memory, query: Tensor) -> tuple[Tensor, Tensor]:
         """Attend to a shared prefix: [m, Hkv, G, D] and the log-sum-exp of the scores [m, Hkv, G]."""
         kv_heads, head_dim, count = self._kv_heads, self._head_dim, prefix.count
-        keys, values = self._gather(memory, prefix.index).view(2, kv_heads, prefix.length, head_dim)
+        keys, values = self._gather(memory, prefix.index, prefix.length).view(2, kv_heads, prefix.length, head_dim)
         queries = query[prefix.first : prefix.first + count].reshape(count, kv_heads, -1, head_dim)
         by_head = queries.transpose(0, 1).reshape(kv_heads, -1, head_dim)
         scores = torch.bmm(by_head, keys.mT)
@@ -143,8 +160,14 @@ class TorchAttention:
         mixed = torch.bmm(weights, values).view(kv_heads, count, -1, head_dim)
         return mixed.transpose(0, 1), lse.transpose(0, 1)
 
-    def _gather(self, memory: Tensor, index: Tensor) -> Tensor:
-        return memory.index_select(0, index).to(self._compute)
+    def _gather(self, memory: _Memory, index: Tensor, width: int) -> Tensor:
+        """The keys and values at `index`, [2 * n * Hkv * width] as of `_head_index`: [2 * n * Hkv * width, D]."""
+        found = memory.vectors.index_select(0, index)
+        if memory.scales is None:
+            return found.to(self._compute)
+        wide = found.view(E4M3).to(self._compute)
+        wide.view(2, -1, self._kv_heads, width, self._head_dim).mul_(memory.scales.view(2, 1, -1, 1, 1))
+        return wide
 
     def _chunk(self, batch: ForwardBatch, sequence: int) -> _Chunk:
         start, end = batch.query_start[sequence : sequence + 2]

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias, get_args
 
 import typer
 
+from dendrite.quant.scheme import QuantizeMode
 from dendrite.search.run import ALGORITHMS
 from dendrite.search.tasks.kinds import KINDS
 from dendrite.search.values import ValueName
@@ -38,3 +39,8 @@ JsonSchemaFile: TypeAlias = Annotated[
     typer.Option("--json-schema", help="JSON file with a schema that every text written must be valid under."),
 ]
 SummaryOnly: TypeAlias = Annotated[bool, typer.Option("--json", help="Print only the summary, as a line of JSON.")]
+Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Quantize: TypeAlias = Annotated[
+    str | None, typer.Option(help=f"8-bit products: {', '.join(get_args(QuantizeMode))}; as stored by default.")
+]
+KvDtype: TypeAlias = Annotated[str, typer.Option(help="Type of keys and values: auto or fp8.")]

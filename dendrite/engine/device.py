@@ -12,6 +12,8 @@ from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
 from dendrite.errors import InvalidArgument, MissingDependency
 from dendrite.kv.storage import KvStorage
+from dendrite.quant.capability import check_kv
+from dendrite.quant.formats import E4M3
 
 if TYPE_CHECKING:
     from dendrite.engine.device_loop import DeviceLoop
@@ -44,7 +46,22 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype | No
     return torch.float32 if device.type == "cpu" else None
 
 
-def make_attention(config: EngineConfig, storage: KvStorage, num_heads: int) -> Attention:
+def check_types(config: EngineConfig, decoder: Decoder) -> torch.dtype:
+    """The type that keys and values are stored in.
+
+    Raises:
+        InvalidArgument: the settings ask for 8-bit weights that the decoder was not made with, or for FP8 keys and
+        values where no kernel reads them.
+    """
+    made = decoder.weights.quantize
+    if config.quantize not in (None, made):
+        limit = f"the decoder was made with {made!r}; pass quantize= to what makes it, or use Engine.from_pretrained"
+        raise InvalidArgument("quantize", config.quantize, limit)
+    check_kv(config.kv_dtype, decoder.config, config.page_size, decoder.device)
+    return E4M3 if config.kv_dtype == "fp8" else decoder.dtype
+
+
+def make_attention(config: EngineConfig, storage: KvStorage, num_heads: int, dtype: torch.dtype) -> Attention:
     """Attention for given tokens: FlashInfer on CUDA, plain PyTorch elsewhere and where FlashInfer has no kernel.
 
     Raises:
@@ -56,7 +73,7 @@ def make_attention(config: EngineConfig, storage: KvStorage, num_heads: int) -> 
     from dendrite.attention.flashinfer import FlashInferAttention
 
     try:
-        return FlashInferAttention(storage, num_heads)
+        return FlashInferAttention(storage, num_heads, dtype=dtype)
     except InvalidArgument:  # a head size or type without a kernel
         return TorchAttention(storage)
     except MissingDependency as error:

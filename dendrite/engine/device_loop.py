@@ -63,7 +63,9 @@ class DeviceLoop:
         table = rows * (-(-longest_context // config.page_size) + 1)
         # Triton's interpreter, off CUDA, runs the programs of a launch one after the other.
         processors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
-        self.attention = TreeAttention(storage.pages, shape.num_heads, rows, table, sm_count=processors, pdl=pdl)
+        self.attention = TreeAttention(
+            storage.pages, shape.num_heads, rows, table, sm_count=processors, pdl=pdl, kv_scales=storage.scales
+        )
         self._model = FusedDecoder(decoder, storage, self.attention, rows, pdl=pdl)
         self._decoder, self._cache, self._tips, self._pdl = decoder, cache, tips, pdl
         self._graphs = GraphPool(config.cuda_graphs and on_cuda)
@@ -188,21 +190,22 @@ class DeviceLoop:
             self._plan = self.attention.plan(tables, lengths, _HORIZON, rows=size)
             self._planned_for, self._left = (version, size), _HORIZON
         self._left -= steps
+        self.attention.apart = self.attention.reads_apart(self._plan, size)
         self.attention.count(self._plan, steps)
 
     # ---------------------------------------------------------------- the device's work
 
     def _launch(self, count: int, size: int, kind: SampleKind, steps: int) -> None:
         """Queue a whole burst, with an event behind its last sampling."""
-        rows, graphs = self._rows.device, self._graphs
+        rows, graphs, apart = self._rows.device, self._graphs, self.attention.apart
         sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
         graphs.run(("sample", size, kind), sample)
         for _ in range(steps - 1):
-            graphs.run(("both", size, kind), partial(_in_turn, forward, sample))
+            graphs.run(("both", size, kind, apart), partial(_in_turn, forward, sample))
         self._drawn.download()
         if self._ready is not None:
             self._ready.record()
-        graphs.run(("forward", size), forward)
+        graphs.run(("forward", size, apart), forward)
         self._tips.states.index_copy_(0, rows["to"][:count], self._states[:count])
 
     def _walk(self, size: int, steps: int, constraints: Constraints, generations: Sequence[Generation]) -> Burst:
@@ -212,7 +215,7 @@ class DeviceLoop:
         log_mass: list[npt.NDArray[np.float32]] = []
         for step in range(steps):
             self._masks.upload(count)
-            graphs.run(("walk", size, self._kind), partial(self._step, size, self._kind))
+            graphs.run(("walk", size, self._kind, self.attention.apart), partial(self._step, size, self._kind))
             if self._walked is not None:
                 self._walked.synchronize()
             log_mass.append(drawn["log_mass"][:count].copy())
@@ -293,21 +296,24 @@ class DeviceLoop:
     def _record(self, size: int, kind: SampleKind) -> None:
         """Record the graphs of a batch size when it first occurs, on rows that leave no trace."""
         sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
-        if ("walk" if kind.masked else "both", size, kind) in self._graphs:
+        if ("walk" if kind.masked else "both", size, kind, False) in self._graphs:
             return
         for name in ("alive", "step", "constrained"):
             self._rows.device[name].zero_()
         self.attention.clear()  # a work list is good for launches of the size that it was planned for
         self._plan = None
-        for work in (sample, forward):  # compiles and loads what recording may not
-            work()
-        if kind.masked:
-            self._graphs.record(("walk", size, kind), partial(self._step, size, kind))
-            return
-        self._graphs.record(("sample", size, kind), sample)
-        self._graphs.record(("both", size, kind), partial(_in_turn, forward, sample))
-        if ("forward", size) not in self._graphs:
-            self._graphs.record(("forward", size), forward)
+        for apart in self.attention.ways(size):
+            self.attention.apart = apart
+            for work in (sample, forward):  # compiles and loads what recording may not
+                work()
+            if kind.masked:
+                self._graphs.record(("walk", size, kind, apart), partial(self._step, size, kind))
+                continue
+            self._graphs.record(("both", size, kind, apart), partial(_in_turn, forward, sample))
+            if ("forward", size, apart) not in self._graphs:
+                self._graphs.record(("forward", size, apart), forward)
+        if not kind.masked:
+            self._graphs.record(("sample", size, kind), sample)
 
 
 _FILTERS = ("temperature", "top_k", "top_p", "min_p")

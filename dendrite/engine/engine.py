@@ -13,7 +13,14 @@ import torch
 from dendrite.config import EngineConfig, SamplingParams, checked
 from dendrite.engine.capacity import kv_pages
 from dendrite.engine.constraints import Constraints
-from dendrite.engine.device import choose_device, choose_dtype, make_attention, make_device_loop, make_runner
+from dendrite.engine.device import (
+    check_types,
+    choose_device,
+    choose_dtype,
+    make_attention,
+    make_device_loop,
+    make_runner,
+)
 from dendrite.engine.exchange import KvExchange
 from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts, raise_first
 from dendrite.engine.paths import check_context
@@ -33,6 +40,7 @@ from dendrite.model.folder import resolve
 from dendrite.model.tokenizer import Tokenizer
 from dendrite.model.value_head import ValueHead
 from dendrite.parallel.local import form_group
+from dendrite.quant.kv_scales import read_kv_scales
 
 if TYPE_CHECKING:
     from dendrite.parallel.leader import Followers, Leader
@@ -60,7 +68,22 @@ class Engine:
         value_head: ValueHead | None = None,
         config: EngineConfig | None = None,
         leader: Leader | None = None,
+        kv_scales: torch.Tensor | None = None,
     ) -> None:
+        """Take a decoder, and what goes with it.
+
+        Args:
+            decoder: the model.
+            tokenizer: None allows token ids alone.
+            value_head: None leaves nodes without values.
+            config: the engine's settings.
+            leader: of the ranks of which the decoder is the first's part; None where it is the whole model.
+            kv_scales: [layers, 2, Hkv] float32, of the decoder's keys and values in FP8; None is 1. See
+                `dendrite.quant.kv_scales`.
+
+        Raises:
+            InvalidArgument: settings that this decoder or device does not allow.
+        """
         self.config = config = config or EngineConfig()
         if config.tensor_parallel != (leader.size if leader is not None else 1):
             limit = "a decoder that is given must come with the leader of that many ranks (`from_pretrained` makes one)"
@@ -68,13 +91,14 @@ class Engine:
         self.tokenizer = tokenizer
         self._leader = leader
         shape = decoder.config
-        pages = kv_pages(config, shape, decoder.dtype, decoder.device)
+        kv_dtype = check_types(config, decoder)
+        pages = kv_pages(config, shape, kv_dtype, decoder.device)
         if leader is not None:
             pages = leader.allocate(pages)
         self.cache = KvCache(pages, config.page_size, prefix_cache=config.prefix_cache, on_free=self._on_free)
-        storage = KvStorage.of(shape, pages, config.page_size, decoder.dtype, decoder.device)
+        storage = KvStorage.of(shape, pages, config.page_size, kv_dtype, decoder.device, kv_scales)
         self._pages = storage
-        attention = make_attention(config, storage, shape.num_heads)
+        attention = make_attention(config, storage, shape.num_heads, decoder.dtype)
         self._runner = make_runner(decoder, value_head, storage, attention, leader)
         self._vocabulary = shape.vocab_size
         self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
@@ -117,10 +141,11 @@ class Engine:
         leader = form_group(folder, config, device, followers)
         try:
             group = leader.group if leader is not None else None
-            decoder = Decoder.from_folder(folder, dtype=choose_dtype(config, device), device=device, group=group)
+            decoder = Decoder.from_folder(folder, choose_dtype(config, device), device, config.quantize, group)
+            scales = read_kv_scales(folder, decoder.config, decoder.shard) if config.kv_dtype == "fp8" else None
             head = ValueHead.from_folder(folder, decoder.config.hidden_size, dtype=decoder.dtype, device=device)
             tokenizer = Tokenizer.from_folder(folder)
-            return cls(decoder, tokenizer=tokenizer, value_head=head, config=config, leader=leader)
+            return cls(decoder, tokenizer=tokenizer, value_head=head, config=config, leader=leader, kv_scales=scales)
         except BaseException:
             if leader is not None:
                 leader.close()
@@ -280,6 +305,8 @@ class Engine:
             waiting=scheduler.waiting_count,
             page_tokens=self._pages.page_size,
             page_bytes=self._pages.page_bytes * self.config.tensor_parallel,
+            weight_bytes=self._runner.decoder.weights.nbytes * self.config.tensor_parallel,
+            kv_scale_bytes=self._pages.scale_bytes * self.config.tensor_parallel,
             tensor_parallel=self.config.tensor_parallel,
             device_loop=self._loop is not None,
             prompts=seen.prompts,

@@ -15,7 +15,7 @@ from dendrite.errors import InvalidArgument, KvNotComputed, NodeReleased
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.path_kv import KvFormat, PathKv, to_numpy, to_torch
-from dendrite.model.fingerprint import fingerprint
+from dendrite.model.fingerprint import digest_of, fingerprint
 
 
 class KvExchange:
@@ -31,11 +31,17 @@ class KvExchange:
     @cached_property
     def format(self) -> KvFormat:
         """Of this engine's KV."""
-        decoder = self._runner.decoder
+        decoder, storage = self._runner.decoder, self._runner.storage
         shape = decoder.config
-        dtype = str(decoder.dtype).removeprefix("torch.")
         return KvFormat(
-            fingerprint(decoder), dtype, shape.num_layers, self._runner.kv_heads, shape.head_dim, shape.hidden_size
+            model=fingerprint(decoder),
+            dtype=str(decoder.dtype).removeprefix("torch."),
+            kv_dtype=str(storage.pages.dtype).removeprefix("torch."),
+            kv_scales="" if storage.scales is None else digest_of(storage.scales),
+            layers=shape.num_layers,
+            kv_heads=self._runner.kv_heads,
+            head_dim=shape.head_dim,
+            width=shape.hidden_size,
         )
 
     def pack(self, node: Node, start: int, end: int) -> PathKv:

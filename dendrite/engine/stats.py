@@ -44,9 +44,9 @@ class EngineStats:
     `kv_bytes_saved` what that has spared.
 
     Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
-    A page holds the KV of `page_tokens` tokens in `page_bytes` bytes, those of all `tensor_parallel` ranks together.
-    `device_loop` says whether decoding runs many steps on the GPU at a time, replayed as graphs unless
-    `EngineConfig.cuda_graphs` is off.
+    A page holds the KV of `page_tokens` tokens in `page_bytes` bytes, the scales of FP8 keys and values take
+    `kv_scale_bytes` and the weights `weight_bytes`: those of all `tensor_parallel` ranks together. `device_loop` says
+    whether decoding runs many steps on the GPU at a time, replayed as graphs unless `EngineConfig.cuda_graphs` is off.
     """
 
     steps: int
@@ -72,6 +72,8 @@ class EngineStats:
     kv_bytes_saved: int = 0
     page_tokens: int = 0
     page_bytes: int = 0
+    weight_bytes: int = 0
+    kv_scale_bytes: int = 0
     forced_tokens: int = 0
     tensor_parallel: int = 1
     device_loop: bool = False

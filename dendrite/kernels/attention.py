@@ -84,7 +84,7 @@ def _block(
 @triton.jit
 def _tile(
     queries, memory, pages, order, partials, logsums,
-    first, count, start, end, split, table, head, splits, scale, value_scale,
+    first, count, start, end, split, table, head, splits, scale, kv_scales,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
@@ -98,6 +98,12 @@ def _tile(
     rows = tl.load(order + first + place // GROUP, mask=valid, other=0)
     heads = head * GROUP + place % GROUP
     query = tl.load(queries + (rows * HEADS + heads)[:, None] * DIM + dim[None, :], mask=valid[:, None], other=0.0)
+    if memory.dtype.element_ty == tl.float8e4nv and query.dtype == tl.bfloat16:
+        # E4M3 is exact in float16 too, and Hopper widens it to that in a fifth of the instructions.
+        query = tl.minimum(tl.maximum(query.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+
+    if kv_scales is not None:
+        scale *= tl.load(kv_scales + head)
 
     # An item starts at a page, and a block is whole pages.
     tl.static_assert(BLOCK_N % PAGE == 0)
@@ -125,7 +131,9 @@ def _tile(
 
     # Where there was nothing to attend to, the maximum is minus infinity and so is the logarithm; zeros, not 0 / 0.
     total = tl.where(total > 0, total, 1.0)
-    weight = value_scale / total
+    weight = 1.0 / total
+    if kv_scales is not None:
+        weight *= tl.load(kv_scales + KV_HEADS + head)
     slot = (rows * splits + split) * HEADS + heads
     tl.store(logsums + slot, top + tl.log2(total), mask=valid)
     to = partials + slot.to(tl.int64)[:, None] * DIM + dim[None, :]
@@ -134,7 +142,7 @@ def _tile(
 
 @triton.jit(do_not_specialize=["splits"])
 def partial_kernel(
-    queries, memory, pages, lengths, items, item_count, order, partials, logsums, splits, scale, value_scale,
+    queries, memory, pages, lengths, items, item_count, order, partials, logsums, splits, scale, kv_scales,
     upcoming, upcoming_bytes, counts, arrivals, output,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     SMALL_N: tl.constexpr, SMALL_STAGES: tl.constexpr, PRECISION: tl.constexpr,
@@ -171,13 +179,13 @@ def partial_kernel(
         if BLOCK_M == SMALL_M or count * (HEADS // KV_HEADS) <= SMALL_M:
             _tile(
                 queries, memory, pages, order, partials, logsums,
-                first, count, start, end, split, table, head, splits, scale, value_scale,
+                first, count, start, end, split, table, head, splits, scale, kv_scales,
                 SMALL_M, SMALL_N, SMALL_STAGES, PRECISION, HEADS, KV_HEADS, DIM, PAGE,
             )  # fmt: skip
         else:
             _tile(
                 queries, memory, pages, order, partials, logsums,
-                first, count, start, end, split, table, head, splits, scale, value_scale,
+                first, count, start, end, split, table, head, splits, scale, kv_scales,
                 BLOCK_M, BLOCK_N, STAGES, PRECISION, HEADS, KV_HEADS, DIM, PAGE,
             )  # fmt: skip
         if MERGING:
@@ -291,8 +299,7 @@ def partial_attention(
     max_items: int,
     tile: TileConfig,
     scale: float,
-    key_scale: float = 1.0,
-    value_scale: float = 1.0,
+    kv_scales: Tensor | None = None,
     upcoming: Tensor | None = None,
     merge: tuple[Tensor, Tensor, Tensor] | None = None,
     pdl: bool = False,
@@ -313,8 +320,7 @@ def partial_attention(
         max_items: items that the launch has programs for.
         tile: tile sizes.
         scale: of the scores, 1 / sqrt(D) as a rule.
-        key_scale: factor of stored keys.
-        value_scale: factor of stored values.
+        kv_scales: [2, Hkv] float32, by which the stored keys and values of each head are multiplied; None is 1.
         upcoming: weights of the next product, which are brought into L2 meanwhile where `pdl` is on.
         merge: for a batch of one row, what merges its partial results within the launch: `counts` and `output` as in
             `merge_partials`, and between them [Hkv] int32, zero before and after; None leaves the merge to that.
@@ -335,8 +341,8 @@ def partial_attention(
         partials,
         logsums,
         splits,
-        scale * key_scale * LOG2_E,
-        value_scale,
+        scale * LOG2_E,
+        kv_scales,
         upcoming,
         0 if upcoming is None else upcoming.numel() * upcoming.element_size(),
         counts,

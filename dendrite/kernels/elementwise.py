@@ -10,7 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dendrite.kernels.fp8 import load_factors
 from dendrite.kernels.pdl import wait_for_previous
+from dendrite.kernels.scales import scale_arguments, scale_group
+from dendrite.quant.weights import Scales
 
 _BLOCK = 1024  # columns of a program where a row is divided
 
@@ -29,6 +32,7 @@ def prepare(
     slots: Tensor,
     lengths: Tensor,
     *,
+    scales: Scales | None = None,
     pdl: bool = False,
 ) -> None:
     """Look up each row's embedding, its rotation, and the KV slot that its key and value go to.
@@ -48,6 +52,7 @@ def prepare(
         cos_sin: [M, D] float32, written: the cosines of the D / 2 angles, then the sines.
         slots: [M] int32, written.
         lengths: [M] int32, written for living rows: position + 1.
+        scales: of an embedding of FP8 elements.
         pdl: launch while the kernel before still runs.
     """
     rows, size = hidden.shape
@@ -64,11 +69,13 @@ def prepare(
         cos_sin,
         slots,
         lengths,
+        *scale_arguments(scales, size),
         page_size=page_size,
         size=size,
         half=half,
         block_half=triton.next_power_of_2(half),
         block=_BLOCK,
+        group=scale_group(scales),
         pdl=pdl,
         launch_pdl=pdl,
     )
@@ -138,11 +145,13 @@ def _warps(size: int) -> int:
 @triton.jit
 def _prepare_kernel(
     tokens, positions, alive, pages, row_start, embedding, inverse_frequencies, hidden, cos_sin, slots, lengths,
+    scales, groups,
     page_size: tl.constexpr,
     size: tl.constexpr,
     half: tl.constexpr,
     block_half: tl.constexpr,
     block: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0)
@@ -153,7 +162,10 @@ def _prepare_kernel(
     token = tl.load(tokens + m).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     row = tl.load(embedding + token * size + column, mask=column < size)
-    tl.store(hidden + m * size + column, row, mask=column < size)
+    if scales is not None:
+        place = column // group if group > 0 else tl.zeros_like(column)
+        row = row.to(tl.float32) * load_factors(scales + token * groups + place, column < size)
+    tl.store(hidden + m * size + column, row.to(hidden.dtype.element_ty), mask=column < size)
     if tl.program_id(1) == 0:
         position = tl.load(positions + m)
         angle = position.to(tl.float32) * frequency  # in float32, see `dendrite.model.rope`

@@ -3,7 +3,8 @@
 A program multiplies a tile of the weight by the activations' rows, acc[n, m] = Σ_k weight[n, k] x[m, k]: the weight's
 rows take the tensor core's long side, so that few activations need little padding, and both operands go from shared
 memory to the tensor cores without passing through registers. Hence nothing is computed on them here: the activations
-come normed, and what follows a product is done where its result is read anyway (see `reduce`).
+come normed, and what follows a product is done where its result is read anyway (see `reduce`). A weight of 8 bits alone
+is widened in registers on its way.
 
 Where a weight has too few rows to fill the chip, its columns are divided among several programs. Each leaves a float32
 partial sum; no atomics, so results repeat bit for bit.
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from dendrite.errors import InvalidArgument
 from dendrite.kernels.gemm_config import GemmConfig, Kind, choose
+from dendrite.kernels.gemm_product import tile_product
 from dendrite.kernels.pdl import wait_for_previous
 from dendrite.kernels.prefetch import prefetch_rows
+from dendrite.kernels.scales import scale_arguments, scale_group
+from dendrite.quant.weights import Scales
 
 
 def linear(
@@ -29,6 +33,7 @@ def linear(
     bias: Tensor | None,
     out: Tensor,
     *,
+    scales: Scales | None = None,
     config: GemmConfig | None = None,
     pdl: bool = False,
 ) -> None:
@@ -39,6 +44,7 @@ def linear(
         weight: [N, K].
         bias: [N] or None.
         out: [M, N] of any floating type, written.
+        scales: of a weight of FP8 elements.
         config: launch configuration in place of the chosen one, with one split.
         pdl: launch while the kernel before still runs.
 
@@ -47,7 +53,7 @@ def linear(
     """
     config = config or _chosen("linear", x.shape[0], weight)
     _require_one_split(config)
-    _launch_linear(x, weight, bias, out, config, pdl)
+    _launch_linear(x, weight, bias, out, scales, config, pdl)
 
 
 def linear_partials(
@@ -56,6 +62,7 @@ def linear_partials(
     workspace: Tensor,
     kind: Kind,
     *,
+    scales: Scales | None = None,
     config: GemmConfig | None = None,
     pdl: bool = False,
 ) -> Tensor:
@@ -66,6 +73,7 @@ def linear_partials(
         weight: [N, K].
         workspace: float32, of `partials_size` elements at least, written.
         kind: the product's place in a layer, by which the configuration is chosen.
+        scales: of a weight of FP8 elements.
         config: launch configuration in place of the chosen one.
         pdl: launch while the kernel before still runs.
 
@@ -81,7 +89,7 @@ def linear_partials(
     if workspace.numel() < size:
         raise InvalidArgument("workspace", workspace.numel(), f"must hold {size} elements")
     partials = workspace.view(-1)[:size].view(config.splits, rows, columns)
-    _launch_linear(x, weight, None, partials, config, pdl)
+    _launch_linear(x, weight, None, partials, scales, config, pdl)
     return partials
 
 
@@ -97,6 +105,7 @@ def linear_swiglu(
     bias: Tensor | None,
     out: Tensor,
     *,
+    scales: Scales | None = None,
     config: GemmConfig | None = None,
     pdl: bool = False,
 ) -> None:
@@ -107,6 +116,7 @@ def linear_swiglu(
         weight: [2 m, d]: the gate's rows, then up's.
         bias: [2 m] or None.
         out: [M, m], written.
+        scales: of a weight of FP8 elements.
         config: launch configuration in place of the chosen one, with one split.
         pdl: launch while the kernel before still runs.
 
@@ -123,6 +133,7 @@ def linear_swiglu(
         weight,
         bias,
         out,
+        *scale_arguments(scales, size),
         rows,
         inner,
         size=size,
@@ -133,6 +144,7 @@ def linear_swiglu(
         block_k=config.block_k,
         stages=config.stages,
         ahead=config.ahead,
+        group=scale_group(scales),
         pdl=pdl,
         **config.launch_options(pdl),
     )
@@ -148,7 +160,15 @@ def _require_one_split(config: GemmConfig) -> None:
         raise InvalidArgument("splits", config.splits, "must be 1: the product is stored complete")
 
 
-def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: GemmConfig, pdl: bool) -> None:
+def _launch_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    scales: Scales | None,
+    config: GemmConfig,
+    pdl: bool,
+) -> None:
     rows, size = x.shape
     columns = weight.shape[0]
     grid = (triton.cdiv(rows, config.block_m), triton.cdiv(columns, config.block_n), config.splits)
@@ -157,6 +177,7 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, 
         weight,
         bias,
         out,
+        *scale_arguments(scales, size),
         rows,
         columns,
         size=size,
@@ -167,6 +188,7 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, 
         block_k=config.block_k,
         stages=config.stages,
         ahead=config.ahead,
+        group=scale_group(scales),
         pdl=pdl,
         **config.launch_options(pdl),
     )
@@ -174,7 +196,7 @@ def _launch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, 
 
 @triton.jit(do_not_specialize=["count"])
 def _linear_kernel(
-    x, weight, bias, out,
+    x, weight, bias, out, scales, groups,
     count,
     columns,
     size: tl.constexpr,
@@ -185,6 +207,7 @@ def _linear_kernel(
     block_k: tl.constexpr,
     stages: tl.constexpr,
     ahead: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0) * block_m + tl.arange(0, block_m)
@@ -195,9 +218,16 @@ def _linear_kernel(
     _ask_for_weights(base + split * span, size, span, whole, ahead, pdl)
     if bias is not None:
         shift = tl.load(bias + rows).to(tl.float32)
+    if scales is not None and group == 0:
+        factor = tl.load(scales + rows)
     wait_for_previous(pdl)
 
-    acc = _product(x, base, m, count, split * span, size, span, whole, block_m, block_n, block_k, stages)
+    acc = tile_product(
+        x, base, m, count, split * span, scales, rows, groups,
+        size, span, whole, block_m, block_n, block_k, stages, group,
+    )  # fmt: skip
+    if scales is not None and group == 0:
+        acc *= factor[:, None]
     if bias is not None:
         acc += shift[:, None]
     target = out + split.to(tl.int64) * count * columns + m.to(tl.int64)[None, :] * columns + n[:, None]
@@ -206,7 +236,7 @@ def _linear_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def _swiglu_kernel(
-    x, weight, bias, out,
+    x, weight, bias, out, scales, groups,
     count,
     inner,
     size: tl.constexpr,
@@ -217,6 +247,7 @@ def _swiglu_kernel(
     block_k: tl.constexpr,
     stages: tl.constexpr,
     ahead: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     pairs: tl.constexpr = block_n // 2
@@ -228,9 +259,15 @@ def _swiglu_kernel(
     _ask_for_weights(base, size, span, whole, ahead, pdl)
     if bias is not None:
         shift = tl.load(bias + rows).to(tl.float32)
+    if scales is not None and group == 0:
+        factor = tl.load(scales + rows)
     wait_for_previous(pdl)
 
-    acc = _product(x, base, m, count, 0, size, span, whole, block_m, block_n, block_k, stages)
+    acc = tile_product(
+        x, base, m, count, 0, scales, rows, groups, size, span, whole, block_m, block_n, block_k, stages, group
+    )
+    if scales is not None and group == 0:
+        acc *= factor[:, None]
     if bias is not None:
         acc += shift[:, None]
     halves = tl.permute(tl.reshape(acc, (block_n // 16, 2, 8, block_m)), (0, 2, 3, 1))
@@ -249,47 +286,3 @@ def _ask_for_weights(
     element_bytes: tl.constexpr = base.dtype.element_ty.primitive_bitwidth // 8
     if pdl and ahead > 0 and whole and size * element_bytes % 16 == 0:
         prefetch_rows(base, min(ahead, span * element_bytes))
-
-
-@triton.jit
-def _product(
-    x, base, m, count, begin,
-    size: tl.constexpr,
-    span: tl.constexpr,
-    whole: tl.constexpr,
-    block_m: tl.constexpr,
-    block_n: tl.constexpr,
-    block_k: tl.constexpr,
-    stages: tl.constexpr,
-):  # fmt: skip
-    """weight[n, begin : begin + span] · x[m, begin : begin + span]ᵀ as [block_n, block_m] float32.
-
-    Args:
-        x: [count, size].
-        base: [block_n], pointers to the beginnings of the weight's rows.
-        m: [block_m] rows of x; those from `count` on count as zeros.
-        count: rows of x.
-        begin: first column.
-        size: columns of x and of the weight.
-        span: columns to multiply, a multiple of block_k.
-        whole: whether all programs' columns are inside.
-        block_m: rows of x.
-        block_n: rows of the weight.
-        block_k: columns of a tile.
-        stages: tiles in flight.
-    """
-    k = begin + tl.arange(0, block_k)
-    tile_at = base[:, None] + k[None, :]
-    inputs_at = x + m.to(tl.int64)[:, None] * size + k[None, :]
-    valid = (m < count)[:, None]
-    acc = tl.zeros((block_n, block_m), tl.float32)
-    for start in tl.range(0, span, block_k, num_stages=stages):
-        if whole:
-            tile = tl.load(tile_at + start, eviction_policy="evict_first")
-            inputs = tl.load(inputs_at + start, mask=valid, other=0.0, eviction_policy="evict_last")
-        else:
-            inside = (start + k < size)[None, :]
-            tile = tl.load(tile_at + start, mask=inside, other=0.0, eviction_policy="evict_first")
-            inputs = tl.load(inputs_at + start, mask=valid & inside, other=0.0, eviction_policy="evict_last")
-        acc = tl.dot(tile, tl.trans(inputs), acc, input_precision="ieee")
-    return acc

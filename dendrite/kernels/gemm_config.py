@@ -79,7 +79,7 @@ def choose(kind: Kind, rows: int, columns: int, size: int, element_size: int = 2
     """The configuration for `rows` activation rows and a weight [columns, size] of elements of that many bytes."""
     block_m = min(128, max(16, 1 << (rows - 1).bit_length()))
     block_n, block_k, warps, stages = _TILES[kind][block_m]
-    block_k = block_k * 2 // element_size
+    block_k = block_k * 2 // max(2, element_size)  # elements of 8 bits are widened in registers, which are as many
     splits = 1
     if kind not in ("linear", "gate_up"):
         tiles = -(-columns // block_n) * -(-rows // block_m)

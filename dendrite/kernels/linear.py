@@ -24,9 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from dendrite.errors import InvalidArgument
-from dendrite.kernels.linear_config import LinearConfig, choose
+from dendrite.kernels.fp8 import convert
+from dendrite.kernels.linear_config import LinearConfig, choose, choose_for_bytes
 from dendrite.kernels.pdl import wait_before_next, wait_for_previous
 from dendrite.kernels.product import product, request
+from dendrite.kernels.scales import scale_arguments, scale_group
+from dendrite.quant.weights import Scales
 
 
 def qkv_rope_append(
@@ -41,6 +44,8 @@ def qkv_rope_append(
     query_out: Tensor,
     kv: Tensor,
     *,
+    scales: Scales | None = None,
+    kv_scales: Tensor | None = None,
     config: LinearConfig | None = None,
     pdl: bool = False,
 ) -> None:
@@ -57,6 +62,8 @@ def qkv_rope_append(
         slots: [M] int32, page * page_size + offset.
         query_out: [M, Hq, D], written.
         kv: [pages, 2, page_size, Hkv, D], one layer's, written at `slots`.
+        scales: of a weight of FP8 elements.
+        kv_scales: [2, Hkv] float32, by which keys and values are divided where `kv` holds FP8; None is 1.
         config: launch configuration in place of the chosen one.
         pdl: launch while the kernel before still runs.
 
@@ -66,7 +73,7 @@ def qkv_rope_append(
     rows, size = hidden.shape
     _, heads, head_dim = query_out.shape
     _, _, page_size, kv_heads, _ = kv.shape
-    config = config or choose(*weight.shape)
+    config = config or _chosen(weight, scales)
     config = _for_heads(config, head_dim, whole=qk_norm is not None)
     grid = (rows, (heads + 2 * kv_heads) * head_dim // config.block_n)
     _qkv_kernel[grid](
@@ -79,6 +86,8 @@ def qkv_rope_append(
         slots,
         query_out,
         kv,
+        *scale_arguments(scales, size),
+        kv_scales,
         rows,
         eps,
         size=size,
@@ -89,6 +98,7 @@ def qkv_rope_append(
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
+        group=scale_group(scales),
         pdl=pdl,
         **config.launch_options(pdl),
     )
@@ -102,6 +112,7 @@ def gate_up_swiglu(
     bias: Tensor | None,
     out: Tensor,
     *,
+    scales: Scales | None = None,
     config: LinearConfig | None = None,
     pdl: bool = False,
 ) -> None:
@@ -114,12 +125,13 @@ def gate_up_swiglu(
         weight: [2 m, d]: the gate's rows, then up's.
         bias: [2 m] or None.
         out: [M, m], written.
+        scales: of a weight of FP8 elements.
         config: launch configuration in place of the chosen one.
         pdl: launch while the kernel before still runs.
     """
     rows, size = hidden.shape
     inner = out.shape[1]
-    config = config or choose(*weight.shape)
+    config = config or _chosen(weight, scales)
     grid = (rows, triton.cdiv(inner, config.block_n // 2))
     _gate_up_kernel[grid](
         hidden,
@@ -127,6 +139,7 @@ def gate_up_swiglu(
         weight,
         bias,
         out,
+        *scale_arguments(scales, size),
         rows,
         inner,
         eps,
@@ -134,6 +147,7 @@ def gate_up_swiglu(
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
+        group=scale_group(scales),
         pdl=pdl,
         **config.launch_options(pdl),
     )
@@ -145,12 +159,13 @@ def linear_residual(
     bias: Tensor | None,
     hidden: Tensor,
     *,
+    scales: Scales | None = None,
     config: LinearConfig | None = None,
     pdl: bool = False,
 ) -> None:
-    """Hidden += x Wᵀ + bias, in place; x [M, K], weight [N, K], bias [N] or None, hidden [M, N]."""
-    config = config or choose(*weight.shape)
-    _launch_linear(x, weight, bias, hidden, config, residual=True, pdl=pdl)
+    """Hidden += x Wᵀ + bias, in place; x [M, K], weight [N, K], `scales` if FP8, bias [N] or None, hidden [M, N]."""
+    config = config or _chosen(weight, scales)
+    _launch_linear(x, weight, bias, hidden, scales, config, residual=True, pdl=pdl)
 
 
 def linear(
@@ -159,16 +174,25 @@ def linear(
     bias: Tensor | None,
     out: Tensor,
     *,
+    scales: Scales | None = None,
     config: LinearConfig | None = None,
     pdl: bool = False,
 ) -> None:
-    """Out = x Wᵀ + bias; x [M, K], weight [N, K], bias [N] or None, out [M, N] of any floating type."""
-    config = config or choose(*weight.shape)
-    _launch_linear(x, weight, bias, out, config, residual=False, pdl=pdl)
+    """Out = x Wᵀ + bias; x [M, K], weight [N, K] with `scales` if FP8, bias [N] or None, out [M, N] of any type."""
+    config = config or _chosen(weight, scales)
+    _launch_linear(x, weight, bias, out, scales, config, residual=False, pdl=pdl)
 
 
 def _launch_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, config: LinearConfig, *, residual: bool, pdl: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    scales: Scales | None,
+    config: LinearConfig,
+    *,
+    residual: bool,
+    pdl: bool,
 ) -> None:
     rows, size = x.shape
     columns = weight.shape[0]
@@ -178,6 +202,7 @@ def _launch_linear(
         weight,
         bias,
         out,
+        *scale_arguments(scales, size),
         rows,
         columns,
         size=size,
@@ -185,9 +210,15 @@ def _launch_linear(
         block_n=config.block_n,
         block_k=config.block_k,
         stages=config.stages,
+        group=scale_group(scales),
         pdl=pdl,
         **config.launch_options(pdl),
     )
+
+
+def _chosen(weight: Tensor, scales: Scales | None) -> LinearConfig:
+    by_rows = scales is not None and not scales.group
+    return (choose_for_bytes if by_rows else choose)(*weight.shape)
 
 
 def _for_heads(config: LinearConfig, head_dim: int, *, whole: bool) -> LinearConfig:
@@ -208,7 +239,7 @@ def _for_heads(config: LinearConfig, head_dim: int, *, whole: bool) -> LinearCon
 
 @triton.jit(do_not_specialize=["count"])
 def _qkv_kernel(
-    hidden, norm_weight, weight, bias, qk_norm, cos_sin, slots, query_out, kv,
+    hidden, norm_weight, weight, bias, qk_norm, cos_sin, slots, query_out, kv, scales, groups, kv_scales,
     count,
     eps,
     size: tl.constexpr,
@@ -219,6 +250,7 @@ def _qkv_kernel(
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     half: tl.constexpr = head_dim // 2
@@ -246,7 +278,7 @@ def _qkv_kernel(
     cos = tl.load(angles, mask=inside & rotated, other=1.0)
     sin = tl.load(angles + half, mask=inside & rotated, other=0.0)
     slot = tl.load(slots + m, mask=inside, other=0)
-    acc = product(hidden + m * size, norm_weight, base, ahead, eps, size, block_k, stages)
+    acc = product(hidden + m * size, norm_weight, base, ahead, scales, rows, groups, eps, size, block_k, stages, group)
     if bias is not None:
         acc += shift[None, :]
     a, b = tl.split(tl.reshape(acc, (1, pairs, 2)))
@@ -265,14 +297,17 @@ def _qkv_kernel(
         is_value = (head >= heads + kv_heads).to(tl.int32)
         kv_head = head - heads - is_value * kv_heads
         token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
-        target = kv + (token * kv_heads + kv_head) * head_dim + pair[None, :]
-        tl.store(target, first_half.to(kv.dtype.element_ty), mask=inside)
-        tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=inside)
+        stored_at = kv + (token * kv_heads + kv_head) * head_dim + pair[None, :]
+        kv_scale = 1.0
+        if kv_scales is not None:
+            kv_scale = tl.load(kv_scales + head - heads)  # all of the keys', then the values'
+        tl.store(stored_at, convert(first_half, kv_scale, kv.dtype.element_ty), mask=inside)
+        tl.store(stored_at + half, convert(second_half, kv_scale, kv.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _gate_up_kernel(
-    hidden, norm_weight, weight, bias, out,
+    hidden, norm_weight, weight, bias, out, scales, groups,
     count,
     inner,
     eps,
@@ -280,6 +315,7 @@ def _gate_up_kernel(
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     pairs: tl.constexpr = block_n // 2
@@ -293,7 +329,7 @@ def _gate_up_kernel(
         shift = tl.load(bias + rows).to(tl.float32)
     wait_for_previous(pdl)
 
-    acc = product(hidden + m * size, norm_weight, base, ahead, eps, size, block_k, stages)
+    acc = product(hidden + m * size, norm_weight, base, ahead, scales, rows, groups, eps, size, block_k, stages, group)
     if bias is not None:
         acc += shift[None, :]
     gate, up = tl.split(tl.reshape(acc, (1, pairs, 2)))
@@ -305,7 +341,7 @@ def _gate_up_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def _linear_kernel(
-    x, weight, bias, out,
+    x, weight, bias, out, scales, groups,
     count,
     columns,
     size: tl.constexpr,
@@ -313,6 +349,7 @@ def _linear_kernel(
     block_n: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
+    group: tl.constexpr,
     pdl: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(0)
@@ -328,7 +365,7 @@ def _linear_kernel(
     target = out + m.to(tl.int64) * columns + n[None, :]
     if residual:
         before = tl.load(target, mask=inside, other=0.0).to(tl.float32)
-    acc = product(x + m * size, None, base, ahead, 0.0, size, block_k, stages)
+    acc = product(x + m * size, None, base, ahead, scales, rows, groups, 0.0, size, block_k, stages, group)
     if bias is not None:
         acc += shift[None, :]
     if residual:

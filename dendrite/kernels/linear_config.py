@@ -34,6 +34,20 @@ class LinearConfig:
         return {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": pdl}
 
 
+def choose_for_bytes(columns: int, size: int) -> LinearConfig:
+    """The configuration for a weight [columns, size] of 8-bit elements with one scale a row.
+
+    As many bytes in flight as `choose` has where rows are long, fewer where they are short: on an H100, 10 % of
+    TinyLlama's products.
+    """
+    block_n = 4 if columns <= 16384 else 8
+    if size > 4096:
+        return LinearConfig(block_n, 4096, warps=4, stages=2)
+    if size > 2048 or columns > 8192:
+        return LinearConfig(block_n, min(1024, 1 << (size - 1).bit_length()), warps=4, stages=3)
+    return LinearConfig(block_n, min(2048, 1 << (size - 1).bit_length()), warps=4, stages=2)
+
+
 def choose(columns: int, size: int) -> LinearConfig:
     """The configuration for a weight [columns, size].
 

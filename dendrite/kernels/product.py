@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from dendrite.kernels.fp8 import load_factors
+
 _VECTOR = tl.constexpr(8)  # elements that a thread loads at once: 16 bytes at 16 bits
 
 
@@ -19,11 +21,12 @@ def request(base, norm_weight, size: tl.constexpr, block_k: tl.constexpr):
 
 @triton.jit
 def product(
-    x, norm_weight, base, ahead,
+    x, norm_weight, base, ahead, scales, rows, groups,
     eps,
     size: tl.constexpr,
     block_k: tl.constexpr,
     stages: tl.constexpr,
+    group: tl.constexpr,
 ):  # fmt: skip
     """norm(x) · weight rowsᵀ, without the norm where `norm_weight` is None.
 
@@ -32,10 +35,14 @@ def product(
         norm_weight: [size] or None.
         base: [block_n] pointers to where the rows of the weight begin.
         ahead: what `request` gave.
+        scales: [N, groups] of the weight, or None.
+        rows: [block_n], which rows of the weight these are.
+        groups: scales of a row.
         eps: of the norm.
         size: length of a row.
         block_k: columns of a tile.
         stages: tiles in flight.
+        group: columns that share a scale, a multiple of 8; 0 where a row has one.
 
     Returns:
         [1, block_n] float32.
@@ -44,19 +51,42 @@ def product(
     squares = tl.zeros((block_k,), tl.float32)
     # The first tile is used last: it was on its way already, and so does not hold up the others.
     first = _load_inputs(x, 0, size, block_k)
+    if group > 0:  # scales are too small for asynchronous copies, so each tile's are loaded one tile ahead
+        first_factors = _factors(scales, rows, groups, 0, size, block_k, group)
+        factors = _factors(scales, rows, groups, block_k, size, block_k, group)
     for start in tl.range(block_k, size, block_k, num_stages=stages):
         tile = _load_tile(base, start, size, block_k)
         norm = _load_norm(norm_weight, start, size, block_k)
         inputs = _load_inputs(x, start, size, block_k)
-        acc += _terms(inputs, norm, tile, norm_weight)
+        terms = _terms(inputs, norm, tile, norm_weight)
+        if group > 0:
+            following = _factors(scales, rows, groups, start + block_k, size, block_k, group)
+            terms *= factors
+            factors = following
+        acc += terms
         squares += _squared(inputs)
     tile, norm = ahead
-    acc += _terms(first, norm, tile, norm_weight)
+    terms = _terms(first, norm, tile, norm_weight)
+    if group > 0:
+        terms *= first_factors
+    acc += terms
     squares += _squared(first)
     total = tl.sum(acc, 1)
     if norm_weight is not None:
         total *= tl.rsqrt(tl.sum(squares, 0) / size + eps)
+    if scales is not None and group == 0:
+        total *= tl.load(scales + rows)
     return total[None, :]
+
+
+@triton.jit
+def _factors(
+    scales, rows, groups, start, size: tl.constexpr, block_k: tl.constexpr, group: tl.constexpr
+):  # fmt: skip
+    """Factors of a tile's terms, eight columns each."""
+    k = start + tl.arange(0, block_k // _VECTOR) * _VECTOR
+    at = scales + (rows.to(tl.int64) * groups)[:, None] + (k // group)[None, :]
+    return load_factors(at, (k < size)[None, :])
 
 
 @triton.jit

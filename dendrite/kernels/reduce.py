@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dendrite.kernels.fp8 import convert
 from dendrite.kernels.pdl import wait_before_next, wait_for_previous
 
 _BLOCK = 1024  # columns of a program where a row is divided
@@ -66,6 +67,7 @@ def rope_append_partials(
     query_out: Tensor,
     kv: Tensor,
     *,
+    kv_scales: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Norm and rotate queries and keys, and store keys and values in their KV slots.
@@ -79,6 +81,7 @@ def rope_append_partials(
         slots: [M] int32, page * page_size + offset.
         query_out: [M, Hq, D], written.
         kv: [pages, 2, page_size, Hkv, D], one layer's, written at `slots`.
+        kv_scales: [2, Hkv] float32, by which keys and values are divided where `kv` holds FP8; None is 1.
         pdl: launch while the kernel before still runs.
     """
     rows, heads, head_dim = query_out.shape
@@ -92,6 +95,7 @@ def rope_append_partials(
         slots,
         query_out,
         kv,
+        kv_scales,
         rows,
         eps,
         splits=partials.shape[0],
@@ -163,7 +167,7 @@ def _residual_norm_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def _rope_append_partials_kernel(
-    partials, bias, qk_norm, cos_sin, slots, query_out, kv,
+    partials, bias, qk_norm, cos_sin, slots, query_out, kv, kv_scales,
     count,
     eps,
     splits: tl.constexpr,
@@ -216,8 +220,11 @@ def _rope_append_partials_kernel(
     is_value = (head >= heads + kv_heads).to(tl.int32)
     token = (slot // page_size * 2 + is_value).to(tl.int64) * page_size + slot % page_size
     target = kv + (token * kv_heads + head - heads - is_value * kv_heads) * (2 * half) + channel
-    tl.store(target, first_half.to(kv.dtype.element_ty), mask=is_stored)
-    tl.store(target + half, second_half.to(kv.dtype.element_ty), mask=is_stored)
+    kv_scale = 1.0
+    if kv_scales is not None:
+        kv_scale = tl.load(kv_scales + head - heads, mask=is_stored, other=1.0)  # all of the keys', then the values'
+    tl.store(target, convert(first_half, kv_scale, kv.dtype.element_ty), mask=is_stored)
+    tl.store(target + half, convert(second_half, kv_scale, kv.dtype.element_ty), mask=is_stored)
 
 
 @triton.jit(do_not_specialize=["count"])

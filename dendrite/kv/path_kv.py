@@ -12,20 +12,24 @@ from torch import Tensor
 
 from dendrite.errors import InvalidArgument, KvFormatMismatch
 
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
-"""What holds a type's bits: NumPy has no bfloat16."""
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "float8_e4m3fn": np.uint8}
+"""What holds a type's bits, where NumPy has no such type an integer."""
+_BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 
 
 @dataclass(frozen=True, slots=True)
 class KvFormat:
     """What two engines must have in common to exchange KV. Page sizes may differ.
 
-    `model` tells weights apart (see `dendrite.model.fingerprint`); `dtype` is that of the KV and of hidden states,
-    which are `width` wide.
+    `model` tells weights apart (see `dendrite.model.fingerprint`); `dtype` is that of hidden states, which are `width`
+    wide, and `kv_dtype` that of keys and values. `kv_scales` tells apart by what these are multiplied, where they are
+    in FP8.
     """
 
     model: str
     dtype: str
+    kv_dtype: str
+    kv_scales: str
     layers: int
     kv_heads: int
     head_dim: int
@@ -34,7 +38,7 @@ class KvFormat:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * np.dtype(_NUMPY[self.dtype]).itemsize
+        return 2 * self.layers * self.kv_heads * self.head_dim * np.dtype(_NUMPY[self.kv_dtype]).itemsize
 
     def accept(self, other: KvFormat) -> None:
         """Check that KV of the format `other` may be used here.
@@ -59,8 +63,8 @@ class PathKv:
         start: tokens of the path before these.
         tokens: [T] int32.
         logprobs: [at most T] float64: natural-log probabilities of the last ones, which were generated.
-        kv: [layers, 2, T, Hkv, D], keys before values, in one piece. bfloat16 is kept as uint16.
-        tip: [d] hidden state of the last token, in the same type; None where it is not known.
+        kv: [layers, 2, T, Hkv, D], keys before values, in one piece. bfloat16 is kept as uint16, FP8 as uint8.
+        tip: [d] hidden state of the last token; None where it is not known.
     """
 
     format: KvFormat
@@ -87,11 +91,11 @@ class PathKv:
         Raises:
             InvalidArgument: one is of another shape or type.
         """
-        shape, numpy_type = self.format, np.dtype(_NUMPY[self.format.dtype])
+        shape = self.format
         expected = (shape.layers, 2, len(self.tokens), shape.kv_heads, shape.head_dim)
-        _require("kv", self.kv, expected, numpy_type)
+        _require("kv", self.kv, expected, np.dtype(_NUMPY[shape.kv_dtype]))
         if self.tip is not None:
-            _require("tip", self.tip, (shape.width,), numpy_type)
+            _require("tip", self.tip, (shape.width,), np.dtype(_NUMPY[shape.dtype]))
         if len(self.logprobs) > len(self.tokens):
             raise InvalidArgument("logprobs", len(self.logprobs), f"at most {len(self.tokens)}, one for each token")
 
@@ -99,14 +103,14 @@ class PathKv:
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
     """A tensor's content in host memory."""
     found = tensor.cpu()
-    array: NDArray[Any] = (found.view(torch.uint16) if found.dtype == torch.bfloat16 else found).numpy()
+    array: NDArray[Any] = found.view(_BITS.get(found.dtype, found.dtype)).numpy()
     return array
 
 
 def to_torch(array: NDArray[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor on `device` with the content of what `to_numpy` gave."""
     tensor = torch.empty(array.shape, dtype=dtype, pin_memory=device.type == "cuda")
-    (tensor.view(torch.uint16) if dtype == torch.bfloat16 else tensor).numpy()[...] = array
+    tensor.view(_BITS.get(dtype, dtype)).numpy()[...] = array
     return tensor.to(device, non_blocking=True)
 
 

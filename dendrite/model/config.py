@@ -7,13 +7,14 @@ anything that the decoder does not implement is refused here, by name, before a 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from dendrite.errors import CorruptFile, ModelNotFound, UnsupportedModel
+from dendrite.quant.scheme import StoredScheme, parse_scheme
 
 CONFIG_FILE = "config.json"
 RopeKind = Literal["default", "linear", "llama3"]
@@ -34,7 +35,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes and switches of a decoder; `max_context` in tokens, `dtype` that of the checkpoint."""
+    """Sizes and switches of a decoder; `max_context` in tokens, `dtype` and quantisation as in the checkpoint."""
 
     architecture: str
     vocab_size: int
@@ -53,6 +54,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     dtype: str = "float32"
+    stored: StoredScheme | None = None
 
     @property
     def query_size(self) -> int:
@@ -82,7 +84,7 @@ class ModelConfig:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise CorruptFile(str(path), f"field {where!r}: {first['msg']}") from error
-        return _build(family, fields, path)
+        return replace(_build(family, fields, path), stored=parse_scheme(raw.get("quantization_config"), str(path)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,6 @@ def _family_of(raw: dict[str, Any], path: Path) -> _Family:
     else:
         known = ", ".join(sorted(_FAMILIES))
         raise UnsupportedModel(f"{path}: architecture {names[0]!r} is not supported (supported: {known})")
-    if raw.get("quantization_config") is not None:
-        raise UnsupportedModel(f"{path}: option 'quantization_config' is not supported")
     return _FAMILIES[name]
 
 

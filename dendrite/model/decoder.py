@@ -19,6 +19,8 @@ from dendrite.model.config import ModelConfig
 from dendrite.model.rope import Rotation, inverse_frequencies
 from dendrite.model.weights import DecoderWeights, LayerWeights, load_weights, random_weights
 from dendrite.parallel.sharding import Shard
+from dendrite.quant.capability import check_weights
+from dendrite.quant.scheme import QuantizeMode
 
 if TYPE_CHECKING:
     from dendrite.parallel.group import Group
@@ -35,8 +37,9 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.group = group
-        self.dtype = weights.embedding.dtype
-        self.device = weights.embedding.device
+        self.shard = group.shard if group is not None else Shard()
+        self.dtype = weights.norm.dtype
+        self.device = weights.norm.device
         self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(self.device)
 
     @classmethod
@@ -45,6 +48,7 @@ class Decoder:
         folder: str | Path,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        quantize: QuantizeMode | None = None,
         group: Group | None = None,
     ) -> Decoder:
         """Load a Hugging Face model folder.
@@ -53,17 +57,22 @@ class Decoder:
             folder: holds `config.json` and safetensors files.
             dtype: type of weights and activations; None is the checkpoint's own.
             device: where the weights go.
+            quantize: how products are computed with 8 bits; None is as the checkpoint's matrices are stored.
             group: the ranks among which the model is divided; only this one's part is read.
 
         Raises:
+            InvalidArgument: `quantize` does not go with this device, type, model or checkpoint, or the model cannot be
+            divided so.
             ModelError: some kind of it, naming the file or tensor that is wrong, before weights are
             allocated.
-            InvalidArgument: the model cannot be divided so.
         """
         config = ModelConfig.from_folder(folder)
         dtype = dtype or getattr(torch, config.dtype)
+        device = torch.device(device)
         shard = group.shard if group is not None else Shard()
-        return cls(shard.of(config), load_weights(Path(folder), config, dtype, torch.device(device), shard), group)
+        part = shard.of(config)
+        check_weights(quantize, part, dtype, device)
+        return cls(part, load_weights(Path(folder), config, dtype, device, quantize, shard), group)
 
     @classmethod
     def random(
@@ -72,9 +81,16 @@ class Decoder:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        quantize: QuantizeMode | None = None,
     ) -> Decoder:
-        """A decoder with random weights, the same for the same seed on the same kind of device."""
-        return cls(config, random_weights(config, dtype, torch.device(device), seed))
+        """A decoder with random weights, the same for the same seed on the same kind of device.
+
+        Raises:
+            InvalidArgument: `quantize` does not go with this device, type or model.
+        """
+        device = torch.device(device)
+        check_weights(quantize, config, dtype, device)
+        return cls(config, random_weights(config, dtype, device, seed, quantize))
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, attention: Attention) -> Tensor:
@@ -91,7 +107,7 @@ class Decoder:
             raise InvalidArgument("batch.tokens", batch.tokens.shape, "must hold at least one token")
         attention.begin(batch)
         rotation = Rotation(batch.positions, self._frequencies, self.dtype)
-        hidden = F.embedding(batch.tokens, self.weights.embedding)
+        hidden = self.weights.embed(batch.tokens)
         for index, layer in enumerate(self.weights.layers):
             self._attend(index, layer, hidden, rotation, attention)
             self._transform(layer, hidden)

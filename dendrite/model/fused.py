@@ -21,7 +21,8 @@ programs to keep the memory busy; who needs the product sums the parts:
     down projection (parts)                            one
     sum → residual → norm (of the next layer)          one
 
-From `_WIDE_ROWS` rows on the products are bound by arithmetic, and cuBLAS does them.
+From `_WIDE_ROWS` rows on the products are bound by arithmetic, and cuBLAS does them. Weights of 8 bits are widened on
+their way to the product by the kernels for fewer rows, whose activations then need no rounding.
 
 While attention leaves the memory idle, it asks for the weights of the product behind it.
 """
@@ -78,6 +79,7 @@ class FusedDecoder:
         """
         config, layers = decoder.config, decoder.weights.layers
         self._decoder, self._storage, self._attention, self._pdl = decoder, storage, attention, pdl
+        self._kv_scales = (None,) * config.num_layers if storage.scales is None else tuple(storage.scales)
         self._eps = config.rms_norm_eps
         self._frequencies = inverse_frequencies(config.rope, config.head_dim).to(decoder.device)
 
@@ -122,6 +124,7 @@ class FusedDecoder:
             self._cos_sin[:size],
             self._slots[:size],
             self._attention.lengths[:size],
+            scales=self._decoder.weights.embedding_scales,
             pdl=self._pdl,
         )
         layers = self._decoder.weights.layers
@@ -141,7 +144,7 @@ class FusedDecoder:
         size, head = states.shape[0], self._decoder.weights.lm_head
         logits = self._logits[:size]
         product = linear.linear if size <= _VECTOR_ROWS else gemm.linear
-        product(states, head.weight, head.bias, logits, pdl=self._pdl)
+        product(states, head.weight, head.bias, logits, scales=head.scales, pdl=self._pdl)
         return logits
 
     def _run_vector_layer(self, index: int, layer: LayerWeights, hidden: Tensor) -> None:
@@ -158,17 +161,22 @@ class FusedDecoder:
             self._slots[:size],
             query,
             self._storage.pages[index],
+            scales=layer.qkv.scales,
+            kv_scales=self._kv_scales[index],
             pdl=pdl,
         )
         mixed = self._attend(index, layer, query)
-        linear.linear_residual(mixed, layer.output.weight, layer.output.bias, hidden, pdl=pdl)
-        linear.gate_up_swiglu(hidden, layer.mlp_norm, eps, layer.gate_up.weight, layer.gate_up.bias, inner, pdl=pdl)
-        linear.linear_residual(inner, layer.down.weight, layer.down.bias, hidden, pdl=pdl)
+        output, gate_up, down = layer.output, layer.gate_up, layer.down
+        linear.linear_residual(mixed, output.weight, output.bias, hidden, scales=output.scales, pdl=pdl)
+        linear.gate_up_swiglu(
+            hidden, layer.mlp_norm, eps, gate_up.weight, gate_up.bias, inner, scales=gate_up.scales, pdl=pdl
+        )
+        linear.linear_residual(inner, down.weight, down.bias, hidden, scales=down.scales, pdl=pdl)
 
     def _run_layer(self, index: int, layer: LayerWeights, next_norm: Tensor, hidden: Tensor) -> None:
         eps, pdl, size = self._eps, self._pdl, hidden.shape[0]
         query, inner, normed = self._query[:size], self._inner[:size], self._normed[:size]
-        parts = gemm.linear_partials(normed, layer.qkv.weight, self._parts, "qkv", pdl=pdl)
+        parts = gemm.linear_partials(normed, layer.qkv.weight, self._parts, "qkv", scales=layer.qkv.scales, pdl=pdl)
         reduce.rope_append_partials(
             parts,
             layer.qkv.bias,
@@ -178,14 +186,16 @@ class FusedDecoder:
             self._slots[:size],
             query,
             self._storage.pages[index],
+            kv_scales=self._kv_scales[index],
             pdl=pdl,
         )
         mixed = self._attend(index, layer, query)
-        parts = gemm.linear_partials(mixed, layer.output.weight, self._parts, "output", pdl=pdl)
-        reduce.residual_norm(parts, layer.output.bias, hidden, layer.mlp_norm, eps, normed, pdl=pdl)
-        gemm.linear_swiglu(normed, layer.gate_up.weight, layer.gate_up.bias, inner, pdl=pdl)
-        parts = gemm.linear_partials(inner, layer.down.weight, self._parts, "down", pdl=pdl)
-        reduce.residual_norm(parts, layer.down.bias, hidden, next_norm, eps, normed, pdl=pdl)
+        output, gate_up, down = layer.output, layer.gate_up, layer.down
+        parts = gemm.linear_partials(mixed, output.weight, self._parts, "output", scales=output.scales, pdl=pdl)
+        reduce.residual_norm(parts, output.bias, hidden, layer.mlp_norm, eps, normed, pdl=pdl)
+        gemm.linear_swiglu(normed, gate_up.weight, gate_up.bias, inner, scales=gate_up.scales, pdl=pdl)
+        parts = gemm.linear_partials(inner, down.weight, self._parts, "down", scales=down.scales, pdl=pdl)
+        reduce.residual_norm(parts, down.bias, hidden, next_norm, eps, normed, pdl=pdl)
 
     def _run_wide_layer(self, index: int, layer: LayerWeights, next_norm: Tensor, hidden: Tensor) -> None:
         eps, pdl, size = self._eps, self._pdl, hidden.shape[0]
@@ -201,6 +211,7 @@ class FusedDecoder:
             self._slots[:size],
             query,
             self._storage.pages[index],
+            kv_scales=self._kv_scales[index],
             pdl=pdl,
         )
         layer.output.into(self._attend(index, layer, query), added)

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from dendrite.errors import InvalidArgument
+from dendrite.quant.weights import Scales
 
 # oneDNN picks the blocks of a packed weight for a number of rows; a decode step of a search has tens.
 _PACKED_FOR_ROWS = 32
@@ -49,6 +50,22 @@ class Linear:
     def bias(self) -> Tensor | None:
         """The bias as given, [out]."""
         return self._bias
+
+    @property
+    def scales(self) -> Scales | None:
+        """What the weight's elements are multiplied by; None unless they are quantised."""
+        return None
+
+    @property
+    def weight_memory(self) -> int:
+        """Address of the weight, by which a weight that is used twice is found; 0 where it was rearranged."""
+        return 0 if self._packed else self._weight.data_ptr()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and bias; oneDNN may pad what it rearranges beyond that."""
+        bias = 0 if self._bias is None else self._bias.numel() * self._bias.element_size()
+        return self._weight.numel() * self._weight.element_size() + bias
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """[T, in] to [T, out], of the weight's type."""

@@ -25,6 +25,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_BYTES = {**_FLOAT_BYTES, "F8_E4M3": 1, "F8_E8M0": 1, "U8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,15 @@ class Checkpoint:
         """Names of all tensors in the folder."""
         return frozenset(self._tensors)
 
+    @property
+    def folder(self) -> Path:
+        """The folder it was read from."""
+        return self._folder
+
+    def info(self, name: str) -> TensorInfo | None:
+        """What the headers say of a tensor; None if there is none of that name."""
+        return self._tensors.get(name)
+
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise unless every tensor in `shapes` is there, of that shape and of a floating-point type.
 
@@ -100,14 +110,19 @@ class Checkpoint:
 
         With `part`, a slice for each of the first dimensions, copy that part, and read no other.
         """
+        target.copy_(self.read(name, part))
+
+    def read(self, name: str, part: tuple[slice, ...] = ()) -> Tensor:
+        """A tensor, or the `part` of it, as it is stored, in host memory."""
         info = self._tensors[name]
         try:
             if info.file not in self._open:
                 self._open[info.file] = self._stack.enter_context(safe_open(info.file, framework="pt"))
             file = self._open[info.file]
-            target.copy_(file.get_slice(name)[part] if part else file.get_tensor(name))
+            found: Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CorruptFile(str(info.file), str(error)) from error
+        return found
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -142,7 +157,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_bytes: int) -> TensorIn
     start, end = fields.data_offsets
     if end > data_bytes:
         raise CorruptFile(str(path), f"truncated: tensor {name!r} ends at byte {end} of {data_bytes}")
-    width = _FLOAT_BYTES.get(fields.dtype)
+    width = _BYTES.get(fields.dtype)
     if width is not None and end - start != width * prod(fields.shape):
         raise CorruptFile(str(path), f"tensor {name!r} has {end - start} bytes for shape {fields.shape}")
     return TensorInfo(path, fields.dtype, tuple(fields.shape))

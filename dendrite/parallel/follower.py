@@ -16,7 +16,7 @@ import torch
 
 from dendrite.config import EngineConfig
 from dendrite.engine.capacity import kv_pages
-from dendrite.engine.device import choose_dtype, make_attention
+from dendrite.engine.device import check_types, choose_dtype, make_attention
 from dendrite.engine.runner import ModelRunner
 from dendrite.errors import ClusterError
 from dendrite.kv.storage import KvStorage
@@ -26,6 +26,7 @@ from dendrite.parallel.commands import Kind, Numbers, Reply, on_device, pack_rep
 from dendrite.parallel.group import Group, join_store
 from dendrite.parallel.heads import gather_tokens, scatter_tokens
 from dendrite.parallel.sharding import Shard
+from dendrite.quant.kv_scales import read_kv_scales
 
 _CALL_TIMEOUT_S = 60.0
 
@@ -67,13 +68,16 @@ def _serve(channel: Channel, place: Place, folder: Path, config: EngineConfig, d
 
 
 def _work(channel: Channel, group: Group, folder: Path, config: EngineConfig, device: torch.device) -> None:
-    decoder = Decoder.from_folder(folder, dtype=choose_dtype(config, device), device=device, group=group)
-    channel.send(pack_reply(Reply.READY, kv_pages(config, decoder.config, decoder.dtype, decoder.device)))
+    decoder = Decoder.from_folder(folder, choose_dtype(config, device), device, config.quantize, group)
+    kv_dtype = check_types(config, decoder)
+    scales = read_kv_scales(folder, decoder.config, decoder.shard) if config.kv_dtype == "fp8" else None
+    channel.send(pack_reply(Reply.READY, kv_pages(config, decoder.config, kv_dtype, decoder.device)))
     pages = _expect(channel, Kind.ALLOCATE)
     if pages is None:
         return
-    storage = KvStorage.of(decoder.config, pages, config.page_size, decoder.dtype, decoder.device)
-    runner = ModelRunner(decoder, None, storage, make_attention(config, storage, decoder.config.num_heads))
+    storage = KvStorage.of(decoder.config, pages, config.page_size, kv_dtype, decoder.device, scales)
+    attention = make_attention(config, storage, decoder.config.num_heads, decoder.dtype)
+    runner = ModelRunner(decoder, None, storage, attention)
     while (frame := channel.receive()) is not None:
         _carry_out(group, runner, *unpack(frame))
 

@@ -59,6 +59,8 @@ class Shard:
         for what, count in whole.items():
             if count % self.size:
                 raise InvalidArgument("tensor_parallel", self.size, f"must divide the model's {count} {what}")
+        if self.size > 1 and config.stored is not None and config.stored.group:
+            self._check_groups(config, config.stored.group)
         return replace(
             config,
             num_heads=config.num_heads // self.size,
@@ -80,6 +82,21 @@ class Shard:
             target.zero_()
         else:
             source.read_into(name, target)
+
+    def place(self, module: str, rows: int, columns: int) -> tuple[slice, slice]:
+        """Where this rank's part, of so many rows and columns, lies in the matrix of the product `module`."""
+        name = module.split(".")[-1]
+        return (
+            self._range(rows) if name in _CUT_BY_OUTPUT else slice(0, rows),
+            self._range(columns) if name in _CUT_BY_INPUT else slice(0, columns),
+        )
+
+    def _check_groups(self, config: ModelConfig, group: int) -> None:
+        """Refuse to cut columns that share a stored scale."""
+        for what, count in (("attention heads'", config.query_size), ("MLP's", config.intermediate_size)):
+            if count // self.size % group:
+                limit = f"would cut the {what} {count} columns inside groups of {group} that share a stored scale; "
+                raise InvalidArgument("tensor_parallel", self.size, limit + "use fewer ranks, or a model in 16 bits")
 
     def _range(self, count: int) -> slice:
         return slice(self.rank * count, (self.rank + 1) * count)

@@ -11,7 +11,7 @@ import torch
 from dendrite.errors import InvalidArgument, KvFormatMismatch
 from dendrite.kv.path_kv import KvFormat, PathKv, to_numpy, to_torch
 
-FORMAT = KvFormat("a", "bfloat16", layers=2, kv_heads=3, head_dim=4, width=5)
+FORMAT = KvFormat("a", "bfloat16", "bfloat16", "", layers=2, kv_heads=3, head_dim=4, width=5)
 
 
 def part(tokens: int = 6, tip: bool = True) -> PathKv:
@@ -25,27 +25,30 @@ def part(tokens: int = 6, tip: bool = True) -> PathKv:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_a_tensor_comes_back_bit_by_bit(dtype: torch.dtype) -> None:
     tensor = torch.randn(3, 4).to(dtype)
     array = to_numpy(tensor).copy()
     array.setflags(write=False)
     found = to_torch(array, dtype, torch.device("cpu"))
-    assert torch.equal(found, tensor)
+    assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
     found.zero_()
     assert array.any(), "what is read from others is not written"
 
 
 def test_sizes_are_in_bytes() -> None:
     assert FORMAT.token_bytes == 2 * 2 * 3 * 4 * 2
-    assert replace(FORMAT, dtype="float32").token_bytes == 2 * FORMAT.token_bytes
+    assert replace(FORMAT, kv_dtype="float32").token_bytes == 2 * FORMAT.token_bytes
+    assert 2 * replace(FORMAT, kv_dtype="float8_e4m3fn").token_bytes == FORMAT.token_bytes
     assert part().nbytes == 6 * 4 + 2 * 8 + 6 * FORMAT.token_bytes + 5 * 2
     assert part().end == 16
 
 
-@pytest.mark.parametrize("field", ["model", "dtype", "layers", "kv_heads", "head_dim", "width"])
+@pytest.mark.parametrize(
+    "field", ["model", "dtype", "kv_dtype", "kv_scales", "layers", "kv_heads", "head_dim", "width"]
+)
 def test_the_field_that_differs_is_named(field: str) -> None:
-    other = replace(FORMAT, **{field: "float32" if field == "dtype" else 99})
+    other = replace(FORMAT, **{field: "float32" if "dtype" in field else 99})
     with pytest.raises(KvFormatMismatch) as caught:
         FORMAT.accept(other)
     assert caught.value.field == field
@@ -63,3 +66,10 @@ def test_arrays_must_be_what_the_format_says() -> None:
     ):
         with pytest.raises(InvalidArgument, match=field):
             replace(part(), **{field: value}).check()
+
+
+def test_keys_and_values_in_fp8_go_with_wider_hidden_states() -> None:
+    small = replace(part(), format=replace(FORMAT, kv_dtype="float8_e4m3fn"))
+    with pytest.raises(InvalidArgument, match="kv"):
+        small.check()
+    replace(small, kv=np.zeros((2, 2, 6, 3, 4), np.uint8)).check()

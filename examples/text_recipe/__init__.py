@@ -1,0 +1,1 @@
+"""The parts of `examples/train_text.py`: the text, its tokens, training."""
