@@ -5,12 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench readme clean
+.PHONY: help install demo test lint format coverage mutants dist audit bench readme clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Two stamps, each as old as the last install: they run again only when pyproject.toml is newer.
+# Stamps, each as old as the last install: they run again only when pyproject.toml is newer.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e .
@@ -21,6 +21,11 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test,dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-release: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[test,dev,release]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
 install: $(VENV)/.installed  ## make .venv and install Dendrite into it
 
 demo: $(VENV)/.installed  ## solve 20 Countdown problems by tree search with two workers
@@ -29,14 +34,31 @@ demo: $(VENV)/.installed  ## solve 20 Countdown problems by tree search with two
 test: lint  ## lint, type-check and run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev  ## ruff, mypy, and import-linter's contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+coverage: $(VENV)/.installed-dev  ## measure which branches the tests take
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/coverage report --include='dendrite/*' --fail-under=90
+	$(BIN)/coverage report --include='actors/*,serve_apps/*' --fail-under=80
+
+mutants: $(VENV)/.installed-dev  ## change the KV package line by line, and list what no test notices
+	CI=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+dist: $(VENV)/.installed-release  ## build the distributions, and try the wheel outside the checkout
+	PYTHON=$(BIN)/python bash .ci/dist
+
+audit: $(VENV)/.installed-release  ## look for known vulnerabilities in what is installed
+	PYTHON=$(BIN)/python bash .ci/audit
 
 bench: $(VENV)/.installed-dev  ## measure CPU decoding against transformers, and refresh README's figures
 	$(BIN)/python -m benchmarks.decode
@@ -46,4 +68,4 @@ readme: $(VENV)/.installed-dev  ## write README's figures again from benchmarks/
 	$(BIN)/python -m benchmarks.readme
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage* htmlcov mutants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv import KvCache, Node, TailCopy
@@ -14,6 +15,16 @@ def fingerprints(tokens: Sequence[int]) -> list[int]:
     for token in tokens:
         made.append(hash((made[-1] if made else 0, token)))
     return made
+
+
+def books(cache: KvCache, *nodes: Node) -> dict[str, Any]:
+    """What a failed operation must leave as it was."""
+    return {
+        "free": cache.pool.num_free,
+        "cached": cache.cached_pages,
+        "counters": (cache.forks, cache.cow_copies, cache.takeovers, cache.evicted_pages),
+        "nodes": [(node._state, node.computed, list(node.pages), list(node.tokens)) for node in nodes],
+    }
 
 
 class SimulatedEngine:

@@ -1,24 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from dendrite.errors import InvalidArgument, NodeReleased, OutOfPages
-from dendrite.kv import KvCache, Node
-from tests.dendrite.kv.simulated import SimulatedEngine
+from dendrite.kv import KvCache
+from tests.dendrite.kv.simulated import SimulatedEngine, books
 
 BOUNDARIES = [15, 16, 17, 31, 32, 33]
-
-
-def books(cache: KvCache, *nodes: Node) -> dict[str, Any]:
-    """What a failed operation must leave as it was."""
-    return {
-        "free": cache.pool.num_free,
-        "cached": cache.cached_pages,
-        "counters": (cache.forks, cache.cow_copies, cache.takeovers, cache.evicted_pages),
-        "nodes": [(node._state, node.computed, list(node.pages), list(node.tokens)) for node in nodes],
-    }
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32])
@@ -210,83 +198,3 @@ def test_a_released_prompt_is_computed_for_the_forks_that_wait_for_it() -> None:
     engine.compute(root)
     engine.verify([child])
     assert len(root.pages) == 2  # the rest was of no use to anybody
-
-
-# Dropping
-
-
-def test_drop_frees_pages_and_keeps_tokens() -> None:
-    engine = SimulatedEngine()
-    root = engine.prompt(range(40))
-    child = root.fork()[0]
-    engine.decode(child, range(30))
-    used = engine.cache.pool.num_used
-    engine.cache.drop(child)
-    assert (child.computed, len(child.tokens), child.pages) == (0, 30, [])
-    assert engine.cache.pool.num_used == used - 3
-    assert engine.freed == [child]
-    engine.compute(child)
-    engine.verify([root, child])
-
-
-def test_a_node_whose_kv_is_continued_cannot_be_dropped() -> None:
-    engine = SimulatedEngine()
-    root = engine.prompt(range(40))
-    idle = root.fork()[0]
-    grandchild = idle.fork()[0]
-    assert engine.cache.droppable(root)
-    engine.decode(grandchild, [1])
-    before = books(engine.cache, root, idle, grandchild)
-    assert not engine.cache.droppable(root)
-    with pytest.raises(InvalidArgument, match="no descendant continues"):
-        engine.cache.drop(root)
-    assert books(engine.cache, root, idle, grandchild) == before
-    engine.cache.drop(grandchild)
-    engine.cache.drop(root)
-    assert engine.cache.pool.num_used == 0
-    assert engine.cache.pending_ancestors(grandchild) == [root]
-
-
-def test_a_child_that_reads_none_of_a_node_s_own_tokens_does_not_keep_it() -> None:
-    engine = SimulatedEngine()
-    root = engine.prompt(range(20))
-    child = root.fork()[0]
-    engine.decode(child, [1, 2])
-    beside = child.at(0).fork()[0]
-    engine.decode(beside, [3])
-    engine.cache.drop(child)
-    engine.verify([root, child, beside])
-
-
-# Giving pages back early
-
-
-def test_a_released_node_frees_what_it_holds_past_its_last_fork() -> None:
-    engine = SimulatedEngine(prefix_cache=False)
-    root = engine.prompt(range(100))
-    near, far = root.at(20).fork()[0], root.at(60).fork()[0]
-    root.release()
-    assert len(root.pages) == 4
-    engine.verify([near, far])
-    far.release()
-    assert len(root.pages) == 2
-    engine.verify([near])
-
-
-def test_reserved_pages_that_nothing_was_written_to_are_given_back() -> None:
-    engine = SimulatedEngine(page_size=8)
-    root = engine.prompt(range(12))
-    (kid,) = root.fork()
-    cache = engine.cache
-    before = cache.pool.num_free
-    assert cache.pages_needed(kid, 30) == 5
-    cache.reserve(kid, 30)
-    assert cache.pool.num_free == before - 5
-    assert cache.pages_needed(kid, 28) == 0
-    kid.tokens += [1, 2, 3, 4, 5]
-    cache.commit(kid, 5)
-    cache.unreserve(kid)
-    assert len(kid.pages) == 2
-    assert cache.pool.num_free == before - 2
-    assert len(cache.page_table(kid)) == 3
-    cache.check()

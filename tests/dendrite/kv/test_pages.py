@@ -53,9 +53,18 @@ def test_a_pool_needs_a_page_besides_scratch(num_pages: int) -> None:
         PagePool(num_pages)
 
 
+def test_the_smallest_pool_has_one_page() -> None:
+    assert PagePool(2).alloc(1) == [1]
+
+
 @pytest.mark.parametrize(
     ("owned", "message"),
-    [([1, 2, 2], "two segments"), ([1, 2, 3], "owned and free"), ([1], "owned by nobody"), ([1, 2, 99], "unknown")],
+    [
+        ([1, 2, 2], "page 2 is owned by two segments"),
+        ([1, 2, 3, 4], r"pages \[3, 4\] are owned and free"),
+        ([1], r"pages \[2\] are taken but owned by nobody; unknown \[\]"),
+        ([1, 2, 0, 99], r"pages \[\] are taken but owned by nobody; unknown \[0, 99\]"),
+    ],
 )
 def test_check_names_what_is_wrong(owned: list[int], message: str) -> None:
     pool = PagePool(6)
@@ -63,3 +72,19 @@ def test_check_names_what_is_wrong(owned: list[int], message: str) -> None:
     pool.check([2, 1])
     with pytest.raises(InvariantViolation, match=message):
         pool.check(owned)
+
+
+def test_check_sees_a_damaged_free_list() -> None:
+    pool = PagePool(4)
+    (page,) = pool.alloc(1)
+    pool._free.append(pool._free[0])
+    with pytest.raises(InvariantViolation, match="twice on the free list"):
+        pool.check([page])
+
+
+def test_check_sees_marks_that_differ_from_the_owners() -> None:
+    pool = PagePool(4)
+    (page,) = pool.alloc(1)
+    pool._taken[page + 1] = 1
+    with pytest.raises(InvariantViolation, match="marks of taken pages"):
+        pool.check([page])

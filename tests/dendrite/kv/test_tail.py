@@ -136,6 +136,19 @@ def test_a_fork_of_a_sibling_that_has_not_written_is_a_reader(engine: SimulatedE
     engine.verify([child, nested])
 
 
+def test_a_fork_of_a_sibling_that_has_not_written_is_none_once_it_has_copied(
+    engine: SimulatedEngine, root: Node
+) -> None:
+    sibling, child = root.fork(2)
+    nested = sibling.fork()[0]
+    engine.decode(nested, [1])
+    sibling.release()
+    root.release()
+    engine.decode(child, [2])
+    assert counters(engine) == (1, 1)
+    engine.verify([child, nested])
+
+
 def test_descendants_of_a_sibling_that_has_copied_are_no_readers(engine: SimulatedEngine, root: Node) -> None:
     sibling, child = root.fork(2)
     engine.decode(sibling, [1])

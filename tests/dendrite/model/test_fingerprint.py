@@ -40,6 +40,19 @@ def test_another_weight_in_one_layer_shows(name: str) -> None:
     assert fingerprint(changed) != fingerprint(decoder)
 
 
+def test_another_bias_or_norm_of_the_heads_shows() -> None:
+    decoder = Decoder.random(replace(TINY, qkv_bias=True, qk_norm=True), seed=3)
+    first, *others = decoder.weights.layers
+    assert first.qk_norm is not None
+    assert first.qkv.bias is not None
+    changes = ({"qk_norm": first.qk_norm + 1e-3}, {"qkv": Linear(first.qkv.dense(), first.qkv.bias + 1e-3)})
+    prints = {fingerprint(decoder)}
+    for change in changes:
+        layers = (replace(first, **change), *others)
+        prints.add(fingerprint(Decoder(decoder.config, replace(decoder.weights, layers=layers))))
+    assert len(prints) == 3
+
+
 def test_another_type_or_rotation_is_another_model() -> None:
     prints = {
         fingerprint(Decoder.random(TINY, seed=3)),
