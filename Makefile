@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format coverage mutants dist audit bench readme clean
+.PHONY: help install demo test lint format coverage mutants docs dist audit bench readme clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ dist: $(VENV)/.installed-release  ## build the distributions, and try the wheel 
 audit: $(VENV)/.installed-release  ## look for known vulnerabilities in what is installed
 	PYTHON=$(BIN)/python bash .ci/audit
 
+docs: $(VENV)/.installed  ## build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(VENV)/.installed-dev  ## measure CPU decoding against transformers, and refresh README's figures
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.readme
@@ -68,4 +72,4 @@ readme: $(VENV)/.installed-dev  ## write README's figures again from benchmarks/
 	$(BIN)/python -m benchmarks.readme
 
 clean:  ## remove .venv and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage* htmlcov mutants
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage* htmlcov mutants

@@ -102,6 +102,7 @@ class SamplingParams(_Frozen):
     """How tokens are chosen and when a generation ends."""
 
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 128
+    """Most tokens to generate on each node."""
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
     """0 is greedy: the most likely token, the smallest id among equals."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -119,7 +120,9 @@ class SamplingParams(_Frozen):
     stop: tuple[str, ...] = ()
     """Texts that end the generation; the token that completes one is kept."""
     stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the generation; the token is kept."""
     ignore_eos: bool = False
+    """Whether to go on after the model's end-of-sequence token."""
     logit_bias: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100.0, le=100.0)]], ...] = ()
     """Added to the logits of these token ids before temperature and filters; a mapping is taken too."""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0

@@ -1,0 +1,16 @@
+"""Puts the measured figures into the documentation as it is built: a hook of MkDocs (see mkdocs.yml).
+
+A page has blocks like README's, `<!-- results: NAME -->` to `<!-- /results -->`, with nothing between them. They are
+filled from benchmarks/results, so that no figure of the site is typed by hand or out of date.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.readme import refresh
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this with the text of each page before it is rendered."""
+    return refresh(markdown)
