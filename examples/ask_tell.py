@@ -35,7 +35,8 @@ def generate(ask: Ask[Tour]) -> Tour:
     return tuple(tour)
 
 
-def main() -> None:
+def main() -> Tour:
+    """Search; return the shortest tour found."""
     search: AskTell[Tour] = AskTell(AbMctsA(), seed=0, root=START)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(60):
@@ -47,8 +48,9 @@ def main() -> None:
                     search.tell(calls[call].id, value=1 / (1 + length(call.result())), state=call.result())
             search = pickle.loads(pickle.dumps(search))  # a search may stop here, and go on another day
     best = search.best()
-    assert best is not None
-    print(f"{len(search.nodes)} nodes; from {length(START):.2f} to {length(best.state or START):.2f}: {best.state}")
+    tour = (best.state if best is not None else None) or START
+    print(f"{len(search.nodes)} nodes; from {length(START):.2f} to {length(tour):.2f}: {tour}")
+    return tour
 
 
 if __name__ == "__main__":

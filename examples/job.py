@@ -34,14 +34,15 @@ async def work(engine: Engine, out: Path, most: int) -> None:
                     break
 
 
-def main() -> None:
+def main() -> Contents:
+    """Run the job in two parts; return what is in its file in the end."""
     with TemporaryDirectory() as folder, Engine.from_pretrained("countdown") as engine:
         out = Path(folder) / "results.jsonl"
         asyncio.run(work(engine, out, most=3))
         asyncio.run(work(engine, out, most=len(TASKS)))
         contents = Contents.read(out)
-        assert contents.lines == len(contents.entries) == len(TASKS)
         print(f"{contents.lines} problems have one result each, {contents.solved} of them solved")
+        return contents
 
 
 if __name__ == "__main__":

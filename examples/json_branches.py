@@ -25,13 +25,15 @@ SCHEMA = {
 }
 
 
-def main() -> None:
+def main() -> list[str]:
+    """Print the documents; return them all."""
     grammar = Grammar(json_schema=SCHEMA, white_space=False)
     engine = Engine.from_pretrained("countdown")
     root = engine.prefill("Numbers: 3 7 8 25. Target: 92.\n")
 
     branches = root.fork(6)
     engine.decode(branches, max_tokens=100, temperature=1.5, grammar=grammar)
+    documents = [branch.text for branch in branches]
     for branch in branches:
         jsonschema.validate(json.loads(branch.text), SCHEMA)
         print(f"{sum(branch.logprobs):7.2f}  {branch.text}")
@@ -42,6 +44,7 @@ def main() -> None:
     print("other ways to go on from the first branch's first value:")
     for variant in variants:
         document = branches[0].text[:start] + variant.text
+        documents.append(document)
         jsonschema.validate(json.loads(document), SCHEMA)
         print(f"         {document}")
 
@@ -50,6 +53,7 @@ def main() -> None:
     print(f"all valid; {stats.forced_tokens} of {written} tokens were forced")
     root.release(subtree=True)
     engine.close()
+    return documents
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the search sees nothing else of the problem. Run it with `python examples/search
 from __future__ import annotations
 
 from dendrite import Budget, Engine, run_search
+from dendrite.search.result import SearchResult
 from dendrite.search.task import Task
 from dendrite.search.tasks.countdown import Countdown
 
@@ -31,7 +32,8 @@ class Frugal(Task):
         return GAME.answer(text)
 
 
-def main() -> None:
+def main() -> SearchResult:
+    """Search; return what was found."""
     engine = Engine.from_pretrained("countdown")
     budget = Budget(tokens=4_000, seconds=20)
     result = run_search(Frugal(), engine, algorithm="mcts", budget=budget, seed=0)
@@ -39,6 +41,7 @@ def main() -> None:
     print(f"{'solved' if result.solved else 'not solved'}: {result.answer}")
     print(f"{result.expansions} expansions, {result.tokens} tokens, {result.seconds:.1f} s")
     engine.close()
+    return result
 
 
 if __name__ == "__main__":

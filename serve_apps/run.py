@@ -27,7 +27,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    """A server that ends at a signal and leaves it at that, so that what it served from can be closed after it."""
+    """A server that says when it listens, and at a signal just ends: what it served from is to be closed after it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where: who reads it may connect at once."""
+        await super().startup(sockets)
+        if self.started:
+            _announce(self.config.host, self.config.port)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,7 +91,6 @@ def _serve_here(args: ServeArgs, host: str, port: int) -> None:
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=int(args.drain_seconds),
             )
-            _announce(host, port)
             await _Server(config).serve()
         await backend.aclose()
 

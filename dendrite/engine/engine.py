@@ -216,9 +216,9 @@ class Engine:
     def score(self, node: Node, continuation: str | Sequence[int]) -> list[float]:
         """Natural-log probability of each token of `continuation` after `node`, by one prefill over its KV.
 
-        The tree is left as it was.
+        The tree is left as it was. A text gets no token that begins a sequence, for it goes on with one.
         """
-        tokens = self.token_ids(continuation, "continuation")
+        tokens = self.token_ids(continuation, "continuation", special=False)
         probe = self.submit_probe(node)
         self._run_until(probe)
         scores = self.first_score(probe, tokens)
@@ -230,6 +230,35 @@ class Engine:
                 child.release()
             scores += job.logprobs
         return scores
+
+    def append(self, node: Node, continuation: str | Sequence[int]) -> Node:
+        """Write given tokens below `node`, such as what a tool has answered, by one prefill over its KV.
+
+        Args:
+            node: a live node.
+            continuation: text, which gets no token that begins a sequence, or token ids.
+
+        Returns:
+            A child that holds the tokens, with their natural-log probabilities and the value at its end.
+
+        Raises:
+            InvalidArgument: there is no token, or one that the vocabulary lacks.
+            NodeReleased, ContextOverflow, OutOfPages: nothing was changed.
+        """
+        tokens = self.token_ids(continuation, "continuation", special=False)
+        probe = self.submit_probe(node)
+        self._run_until(probe)
+        first = self.first_score(probe, tokens)
+        child, job = self.submit_append(node, tokens)
+        try:
+            self._run_until(job)
+            child.logprobs.extend([*first, *job.logprobs])
+            child.finish_reason = "given"
+            child.value = self.value(child)
+        except BaseException:
+            child.release()
+            raise
+        return child
 
     def value(self, node: Node) -> float | None:
         """The value head's estimate at the end of `node`, in [0, 1]; None where the model has no value head."""

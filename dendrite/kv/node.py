@@ -53,7 +53,8 @@ class Node:
         pages: KV pages the segment owns. The first holds page number `base // page_size` of the path.
         tip: the engine's slot of the last token's hidden state, -1 for none.
         value: the value head's estimate at the last token, in [0, 1].
-        finish_reason: "stop" or "length" once a generation has ended; "error" where it alone has failed.
+        finish_reason: "stop" or "length" once a generation has ended; "error" where it alone has failed; "given" where
+            the tokens were not generated but appended.
     """
 
     __slots__ = (

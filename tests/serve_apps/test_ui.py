@@ -64,6 +64,18 @@ def test_a_search_is_run_looked_at_and_branched(live: Opened, tmp_path: Path) ->
     assert len(shot) > 20_000
 
 
+def test_a_search_begun_elsewhere_is_watched_by_its_link_and_after_a_reload(live: Opened, served: Served) -> None:
+    body = {"task": {"kind": "countdown", "numbers": [3, 4, 50], "target": 62}, "seed": 1, "wait": False}
+    with served.client() as client:
+        id = client.post("/v1/search", json=body).raise_for_status().json()["id"]
+    live.page.goto(f"{served.url}/ui#{id}")
+    for _ in range(2):
+        live.page.reload()  # a link that differs in its fragment alone loads nothing anew
+        live.wait("document.getElementById('status').textContent === 'Solved.'")
+        assert live.js("viewer.state.result.solved")
+        assert live.page.get_by_role("button", name="Cancel").is_disabled()
+
+
 def test_a_search_is_cancelled_by_the_keyboard_alone(live: Opened, served: Served) -> None:
     page, press = live.page, live.page.keyboard.press
     page.get_by_label("Problem").focus()

@@ -75,22 +75,30 @@ function show(event) {
   viewer.push(event);
 }
 
-async function run() {
-  const found = PROBLEM.exec(field("problem").value);
-  if (!found) return say('A problem reads "Numbers: 3 7 8 25. Target: 92."', true);
+/** Show a search and follow it to its end. The page's address names it from then on, and a reload shows it again. */
+async function watch(id) {
   search?.control.abort();
   viewer?.destroy();
   viewer = window.viewer = window.DendriteViewer(field("viewer"), []);
+  const shown = (search = { id, control: new AbortController(), after: 0 });
+  history.replaceState(null, "", `#${id}`);
+  enable(true);
+  try {
+    shown.after = await follow(shown, 0);
+  } finally {
+    if (shown === search) enable(false);
+  }
+}
+
+async function run() {
+  const found = PROBLEM.exec(field("problem").value);
+  if (!found) return say('A problem reads "Numbers: 3 7 8 25. Target: 92."', true);
   say("Searching …");
   const task = { kind: "countdown", numbers: found[1].split(" ").map(Number), target: Number(found[2]) };
   const budget = { tokens: Number(field("tokens").value) };
   const body = { task, budget, algorithm: field("algorithm").value, seed: Number(field("seed").value), wait: false };
   const started = await (await ask("POST", "/v1/search", body)).json();
-  search = { id: started.id, control: new AbortController(), after: 0 };
-  const shown = search;
-  enable(true);
-  shown.after = await follow(shown, 0);
-  if (shown === search) enable(false);
+  await watch(started.id);
 }
 
 async function cancel() {
@@ -110,10 +118,16 @@ async function branch() {
   say(`Made ${nodes.length === 1 ? "node" : "nodes"} ${nodes.join(", ")}.`);
 }
 
+const told = (work) => work.catch((error) => say(error.message, true));
 const guarded = (action) => (event) => {
   event.preventDefault();
-  action().catch((error) => say(error.message, true));
+  told(action());
 };
 field("ask").addEventListener("submit", guarded(run));
 field("cancel").addEventListener("click", guarded(cancel));
 field("branch").addEventListener("click", guarded(branch));
+const named = /^#([\w-]+)$/.exec(location.hash);
+if (named) {
+  say("Searching …");
+  told(watch(named[1]));
+}

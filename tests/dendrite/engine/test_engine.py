@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 
 from dendrite.config import SamplingParams
 from dendrite.engine.engine import Engine
 from dendrite.errors import ContextOverflow, InvalidArgument, ModelError, NodeReleased, OutOfPages
 from dendrite.kv.node import Node
 from dendrite.model.decoder import Decoder
+from tests.tiny_model import write_tiny_model
 
 Recompute = Callable[[list[int]], torch.Tensor]
 
@@ -175,6 +178,52 @@ def test_scores_equal_the_log_softmax_of_recomputation(engine: Engine, recompute
         assert engine.score(kid, continuation) == pytest.approx(expected, abs=1e-4)
     assert engine.stats().pages_held == held
     assert kid.child_count == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 40])
+def test_what_is_appended_goes_on_like_what_was_generated(engine: Engine, recompute: Recompute, length: int) -> None:
+    (kid,) = engine.prefill(prompt_of(21)).fork()
+    engine.decode(kid, max_tokens=13)
+    given = engine.append(kid, prompt_of(length, 7))
+    assert given.parent is kid
+    assert given.finish_reason == "given"
+    assert given.tokens == prompt_of(length, 7)
+    assert_logprobs_match(given, recompute)
+    branches = given.fork(3)
+    engine.decode(branches, max_tokens=5, temperature=2.0)
+    for branch in branches:
+        assert_logprobs_match(branch, recompute)
+    assert engine.stats().recomputed_tokens == 0
+    assert engine.stats().decode_tokens == 13 + 3 * 5
+
+
+def test_what_cannot_be_appended_leaves_the_tree_as_it_was(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(kv_tokens=64)
+    root = engine.prefill(prompt_of(20))
+    held = engine.stats().pages_held
+    with pytest.raises(ContextOverflow):
+        engine.append(root, prompt_of(60))
+    assert root.child_count == 0
+    assert engine.stats().pages_held == held
+    root.release()
+    with pytest.raises(NodeReleased):
+        engine.append(root, [1])
+
+
+def test_a_text_within_a_sequence_begins_none(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing("<|end|> $A", special_tokens=[("<|end|>", 256)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with Engine.from_pretrained(folder, device="cpu", kv_tokens=256) as engine:
+        root = engine.prefill("a")
+        assert root.tokens == [256, ord("a")]
+        given = engine.append(root, "bc")
+        assert given.tokens == [ord("b"), ord("c")]
+        assert given.value is not None
+        assert given.value == pytest.approx(engine.value(given), abs=1e-5)
+        assert engine.score(root, "bc") == pytest.approx(given.logprobs, abs=1e-5)
+        root.release(subtree=True)
 
 
 def test_a_prompt_finds_its_cached_prefix(engine: Engine, recompute: Recompute) -> None:
@@ -368,6 +417,8 @@ def test_bad_input_names_field_and_limit(engine: Engine, make_engine: Callable[.
         ("prompt", lambda: engine.prefill([-1])),
         ("prompt", lambda: engine.prefill("text without a tokenizer")),
         ("continuation", lambda: engine.score(root, [])),
+        ("continuation", lambda: engine.append(root, [])),
+        ("continuation", lambda: engine.append(root, [97])),
         ("nodes", lambda: engine.decode([])),
         ("nodes", lambda: engine.decode([root, root])),
         ("nodes", lambda: engine.decode(other)),
