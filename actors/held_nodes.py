@@ -34,7 +34,7 @@ class HeldNodes:
 
     @property
     def leases(self) -> set[int]:
-        """Leases under which something was held and which have not been closed."""
+        """Leases under which something is held."""
         return self._table.leases
 
     def check_lease(self, tree: int) -> None:

@@ -9,6 +9,9 @@ from actors.documents import Document
 from actors.refs import ClusterNode
 from dendrite.errors import NodeReleased, UnknownNode
 
+MOST_TREES = 4_096
+"""Trees of which it is known how many nodes they have had: those that have grown last. A client may make any number."""
+
 
 @dataclass(slots=True, eq=False)
 class Copy:
@@ -89,7 +92,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self._segments: dict[ClusterNode, Segment] = {}
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, int] = {}  # nodes a tree has had, the tree that has grown last at the end
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -105,7 +108,7 @@ class Lineage:
         """Note a new node, which bears the name of its first copy. `seed` is of the sampling of a root's tree."""
         segment = Segment(copy.at, parent, tokens, seed, document, copies=[copy])
         self._segments[copy.at] = segment
-        self._seen[copy.at.tree] = max(self._seen.get(copy.at.tree, 0), copy.at.node + 1)
+        self._see(copy.at)
         if parent is not None:
             parent.children[copy.at] = segment
         return segment
@@ -119,7 +122,7 @@ class Lineage:
 
         Raises:
             NodeReleased: it was held, and has been released.
-            UnknownNode: it was never held.
+            UnknownNode: it was never held, or so long ago that nothing is known of its tree.
         """
         segment = self._segments.get(name)
         if segment is not None and segment.held:
@@ -160,6 +163,11 @@ class Lineage:
                 del at.parent.children[at.name]
             at = at.parent
         return due
+
+    def _see(self, name: ClusterNode) -> None:
+        self._seen[name.tree] = max(self._seen.pop(name.tree, 0), name.node + 1)
+        if len(self._seen) > MOST_TREES:
+            del self._seen[next(iter(self._seen))]
 
 
 def _closed(segment: Segment) -> list[Copy]:

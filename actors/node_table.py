@@ -10,10 +10,13 @@ from actors.refs import lease_of
 from dendrite.errors import NodeReleased, UnknownNode
 from dendrite.kv.node import Node
 
+MOST_ENDED = 4_096
+"""Trees that are remembered when nothing of them is held any more. A lease may last, and see any number of them."""
+
 
 @dataclass(slots=True)
 class _Tree:
-    """Held nodes by id, and the ids ever held: a tree is remembered as long as its lease, to tell its callers why."""
+    """Held nodes by id, and how many ids there have been."""
 
     nodes: dict[int, Node] = field(default_factory=dict)
     seen: int = 0
@@ -24,6 +27,7 @@ class NodeTable:
 
     def __init__(self) -> None:
         self._trees: dict[int, _Tree] = {}
+        self._ended: dict[int, int] = {}  # ids there have been, to tell callers why; the last to end is at the end
         self._live = 0
 
     def __len__(self) -> int:
@@ -31,7 +35,9 @@ class NodeTable:
 
     def add(self, tree: int, node: Node) -> None:
         """Hold a node under its own id."""
-        found = self._trees.setdefault(tree, _Tree())
+        found = self._trees.get(tree)
+        if found is None:
+            found = self._trees[tree] = _Tree(seen=self._ended.pop(tree, 0))
         found.nodes[node.id] = node
         found.seen = max(found.seen, node.id + 1)
         self._live += 1
@@ -45,14 +51,13 @@ class NodeTable:
 
         Raises:
             NodeReleased: it was held, and has been released.
-            UnknownNode: it was never held, or its lease has been closed since.
+            UnknownNode: it was never held, or its lease has been closed since, or its tree ended long ago.
         """
         found = self._trees.get(tree)
-        if found is None or not 0 <= node < found.seen:
-            raise UnknownNode(tree, node)
-        if node not in found.nodes:
-            raise NodeReleased(tree, node)
-        return found.nodes[node]
+        if found is not None and node in found.nodes:
+            return found.nodes[node]
+        seen = found.seen if found is not None else self._ended.get(tree, 0)
+        raise NodeReleased(tree, node) if 0 <= node < seen else UnknownNode(tree, node)
 
     def pop(self, tree: int, node: int, *, subtree: bool = False) -> list[Node]:
         """Take out a node, with `subtree` all held ones below it too. Empty if there is nothing of it left."""
@@ -63,7 +68,10 @@ class NodeTable:
         if subtree:
             names += [name for name, held in found.nodes.items() if name != node and _descends(held, node)]
         self._live -= len(names)
-        return [found.nodes.pop(name) for name in names]
+        taken = [found.nodes.pop(name) for name in names]
+        if not found.nodes:
+            self._end(tree)
+        return taken
 
     def describe(self, tree: int, parent: Node, child: Node) -> Added:
         """The record of a new child: by its whole path where its parent is not held any more."""
@@ -73,7 +81,7 @@ class NodeTable:
 
     @property
     def leases(self) -> set[int]:
-        """Leases under which something was held and which have not been closed."""
+        """Leases under which something is held."""
         return {lease_of(tree) for tree in self._trees}
 
     def close(self, lease: int) -> Iterator[tuple[int, Node]]:
@@ -83,6 +91,13 @@ class NodeTable:
             self._live -= len(nodes)
             for node in nodes:
                 yield tree, node
+        for tree in [tree for tree in self._ended if lease_of(tree) == lease]:
+            del self._ended[tree]
+
+    def _end(self, tree: int) -> None:
+        self._ended[tree] = self._trees.pop(tree).seen
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
 
 
 def _descends(node: Node, ancestor: int) -> bool:

@@ -31,7 +31,7 @@ async def local_services(
     per_token = await kv_bytes_per_token(backend)
     ledger = Ledger({key.id: key.limits for key in keys})
     trees = TreeHost(backend, codec, ledger, kv_bytes_per_token=per_token, pace=Pace(settings.span_seconds))
-    searches = SearchHost(backend, ledger)
+    searches = SearchHost(backend, ledger, settings.keep_searches_s)
     try:
         yield Services(
             backend=backend,
@@ -40,7 +40,7 @@ async def local_services(
             accounts=ledger,
             trees=trees,
             searches=searches,
-            replays=ReplayBook(),
+            replays=ReplayBook(settings.keep_answers_s),
             settings=settings,
             kv_bytes_per_token=per_token,
         )

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from serve_apps.errors import HttpError
 
-KEEP_S, MOST = 3_600.0, 65_536
-"""How long answers are kept, and how many."""
+MOST = 65_536
+"""How many answers are kept."""
 
 IdempotencyKey: TypeAlias = Annotated[
     str | None,
@@ -24,7 +24,7 @@ IdempotencyKey: TypeAlias = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="A request repeated with the same key and body within an hour gets the first answer again.",
+        description="A request repeated with its key and body gets the first answer again, for an hour by default.",
     ),
 ]
 M = TypeVar("M", bound=BaseModel)
@@ -60,8 +60,8 @@ class _Kept:
 class ReplayBook:
     """Answers in memory. Implements `Replays`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_s, self._clock = keep_s, clock
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
     async def begin(self, owner: str, key: str, fingerprint: str) -> str | None:
@@ -71,7 +71,7 @@ class ReplayBook:
             self._kept.popitem(last=False)
         kept = self._kept.get((owner, key))
         if kept is None:
-            self._kept[owner, key] = _Kept(fingerprint, now + KEEP_S)
+            self._kept[owner, key] = _Kept(fingerprint, now + self._keep_s)
             return None
         if kept.fingerprint != fingerprint:
             raise HttpError(422, "the idempotency key was used for another request", code="idempotency_mismatch")

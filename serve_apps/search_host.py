@@ -24,8 +24,8 @@ from serve_apps.ids import Ids
 from serve_apps.ledger import Ledger
 from serve_apps.search_schemas import BranchRequest, SearchPlan, SearchResultView, SearchView, Status
 
-KEEP_S = 900.0
-"""How long a search can be looked at after its end."""
+MOST_ENDED = 1_024
+"""Searches that are kept after their end, with their traces."""
 FIRST_BY_HAND = 1_000_000
 """Nodes and calls made by hand are numbered from here, past all that a search makes."""
 
@@ -82,8 +82,11 @@ class _Search:
 class SearchHost:
     """Runs searches on one backend. Implements `Searches`."""
 
-    def __init__(self, backend: Backend, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
-        self._backend, self._ledger, self._clock = backend, ledger, clock
+    def __init__(
+        self, backend: Backend, ledger: Ledger, keep_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Host no search yet; one can be looked at for `keep_s` after its end."""
+        self._backend, self._ledger, self._keep_s, self._clock = backend, ledger, keep_s, clock
         self._ids = Ids()
         self._searches: dict[str, _Search] = {}
 
@@ -260,6 +263,8 @@ class SearchHost:
 
     def _forget_old(self) -> None:
         now = self._clock()
-        for search in list(self._searches.values()):
-            if search.ended is not None and now - search.ended > KEEP_S and not search.branching:
+        ended = [each for each in self._searches.values() if each.ended is not None and not each.branching]
+        too_many = len(ended) - MOST_ENDED
+        for number, search in enumerate(ended):  # in the order in which they began
+            if number < too_many or (search.ended is not None and now - search.ended > self._keep_s):
                 del self._searches[search.id]

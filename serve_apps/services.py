@@ -32,6 +32,10 @@ class ServeSettings(BaseModel):
     """Most choices of one request, over all of its prompts."""
     span_seconds: Annotated[float, Field(gt=0.0)] = 0.1
     """How often a stream brings something new."""
+    keep_searches_s: Annotated[float, Field(gt=0.0)] = 900.0
+    """How long a search, with its trace, can be looked at after its end."""
+    keep_answers_s: Annotated[float, Field(gt=0.0)] = 3_600.0
+    """How long a request with an idempotency key is answered again."""
     grammar_limits: GrammarLimits = GrammarLimits(
         source_bytes=65_536, nesting=32, grammar_symbols=100_000, lexer_fuel=200_000
     )

@@ -324,6 +324,8 @@ class Engine:
             tail_copies=cache.cow_copies,
             takeovers=cache.takeovers,
             preemptions=scheduler.preemptions,
+            dropped_pages=scheduler.dropped_pages,
+            evicted_pages=cache.evicted_pages,
             shared_ratio=seen.shared_tokens / seen.context_tokens if seen.context_tokens else 0.0,
             seconds_running=seen.seconds_running,
             pages_total=cache.pool.num_pages - 1,

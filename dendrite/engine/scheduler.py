@@ -13,8 +13,9 @@ samples from (a *tip*), which is missing after a fork at an inner token. Both ar
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 
 from dendrite.config import EngineConfig
 from dendrite.engine.generation import Compute, Generation
@@ -26,6 +27,8 @@ from dendrite.kv.node import Node
 from dendrite.kv.pages import TailCopy
 
 _RUNNING_PER_SPARE_PAGE = 16
+_AHEAD_TOKENS = 32
+"""How far admission looks ahead: generations that run out of pages sooner would be preempted, and computed again."""
 
 
 class Scheduler:
@@ -59,6 +62,7 @@ class Scheduler:
         self._ended: list[Generation | Compute] = []  # those that ended other than by running
         self.version = 0  # changes with `running`, so that tensors made from it can be kept
         self.preemptions = 0
+        self.dropped_pages = 0
 
     # ---------------------------------------------------------------- what is asked for
 
@@ -173,14 +177,38 @@ class Scheduler:
     # ---------------------------------------------------------------- admission
 
     def _admit(self) -> None:
+        """Take the first that wait, as far as there are pages for what all will soon need.
+
+        Pages of idle nodes count, and are taken when they are needed. Where nothing is under way one is taken anyhow.
+        """
+        candidates = [entry[1] for entry in self._waiting[: max(0, self._config.max_running - len(self.running))]]
+        if not candidates:
+            return
+        promised = sum(map(self._soon_needed, self._admitted()))
+        needed = list(accumulate(map(self._soon_needed, candidates), initial=promised))[1:]
+        room = self._cache.available_pages
+        if room < needed[-1]:
+            room += sum(len(node.pages) for node in self._idle_leaves(*candidates))
         admitted = 0
-        for _, generation in self._waiting:
-            if len(self.running) >= self._config.max_running or not self._has_room():
+        for generation, pages in zip(candidates, needed, strict=True):
+            if (self.running or self._computing or self._retips) and (pages > room or not self._has_spare(candidates)):
                 break
             self._advance(generation)
             admitted += 1
-        if admitted:
-            self._waiting = self._waiting[admitted:]
+        self._waiting = self._waiting[admitted:]
+
+    def _admitted(self) -> Iterator[Generation]:
+        """Those that run, or will as soon as KV or a tip is there."""
+        yield from self.running
+        for job in self._computing.values():
+            yield from job.waiting
+        for retip in self._retips.values():
+            yield from retip.waiting
+
+    def _soon_needed(self, generation: Generation) -> int:
+        """Pages that a generation will take next: for its tokens without KV, and for some of those to come."""
+        node, left = generation.node, generation.params.max_tokens - generation.produced
+        return self._cache.pages_needed(node, len(node.tokens) - node.computed + min(left, _AHEAD_TOKENS))
 
     def _advance(self, generation: Generation) -> None:
         """Start a generation, or queue what it still lacks."""
@@ -213,12 +241,10 @@ class Scheduler:
         bisect.insort(self.running, generation, key=lambda other: (other.node.tree.id, other.order))
         self.version += 1
 
-    def _has_room(self) -> bool:
+    def _has_spare(self, candidates: Sequence[Generation]) -> bool:
         """Keep a page in hand for every sixteenth of the running batch, so that admission does not cause preemption."""
-        if not self.running:
-            return True
         short = 2 + len(self.running) // _RUNNING_PER_SPARE_PAGE - self._cache.available_pages
-        return short <= 0 or self._drop_idle(short, *(generation.node for _, generation in self._waiting))
+        return short <= 0 or self._drop_idle(short, *candidates)
 
     def _requeue(self, generations: Iterable[Generation]) -> None:
         for generation in generations:
@@ -232,7 +258,7 @@ class Scheduler:
         if self._max_burst == 1 or not self.running or self._computing or self._retips:
             return 1
         burst = min(self._max_burst, *(generation.burst(self._longest_context) for generation in self.running))
-        return 1 if self._tight(burst) else burst
+        return burst if burst == 1 or self._find_pages(burst) else 1
 
     def _reserve_decodes(self, copies: list[TailCopy], burst: int) -> list[Generation]:
         """Slots for every running node; those that no page can be found for are preempted or failed."""
@@ -256,8 +282,18 @@ class Scheduler:
 
     def _tight(self, tokens: int) -> bool:
         """Whether some running node may not find its pages: then the order of reservation matters."""
-        needed = sum(self._cache.pages_needed(generation.node, tokens) for generation in self.running)
-        return self._cache.available_pages < needed
+        return self._cache.available_pages < self._needed(tokens)
+
+    def _find_pages(self, tokens: int) -> bool:
+        """Whether all running nodes find their pages, those of idle nodes taken where that is enough."""
+        short = self._needed(tokens) - self._cache.available_pages
+        if short <= 0:
+            return True
+        idle = sum(len(node.pages) for node in self._idle_leaves())
+        return idle >= short and self._drop_idle(short) and not self._tight(tokens)
+
+    def _needed(self, tokens: int) -> int:
+        return sum(self._cache.pages_needed(generation.node, tokens) for generation in self.running)
 
     def _reserve_chunks(self, room: int, copies: list[TailCopy], *, idle_otherwise: bool) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -272,7 +308,7 @@ class Scheduler:
             count = min(room, len(job.node.tokens) - start)
             alone = idle_otherwise and not chunks
             try:
-                copy = self._reserve(job.node, count, partial(self._room_for_chunk, job.node, alone))
+                copy = self._reserve(job.node, count, partial(self._room_for_chunk, job, alone))
             except OutOfPages as error:
                 if alone:
                     self._fail(job, error)
@@ -296,22 +332,28 @@ class Scheduler:
     def _room_for_decode(self, generation: Generation, pages: int) -> bool:
         return self._drop_idle(pages) or self._preempt_below(generation.rank()) or self._drop_other_job(generation.node)
 
-    def _room_for_chunk(self, node: Node, alone: bool, pages: int) -> bool:
-        return self._drop_idle(pages, node) or (alone and self._drop_other_job(node))
+    def _room_for_chunk(self, job: Compute, alone: bool, pages: int) -> bool:
+        return self._drop_idle(pages, job) or (alone and self._drop_other_job(job.node))
 
-    def _drop_idle(self, pages: int, *spared: Node) -> bool:
+    def _drop_idle(self, pages: int, *spared: Generation | Compute) -> bool:
         """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free.
 
-        Nodes in `spared` and their ancestors keep theirs.
+        What `spared` will read stays.
         """
         before = self._cache.available_pages
-        needed = self._read_by_others().union(spared, *map(_ancestors, spared))
-        for node in sorted(self._idle, key=self._idle.__getitem__):
+        for node in self._idle_leaves(*spared):
             if self._cache.available_pages - before >= pages:
                 break
-            if node not in needed and not _gone(node) and self._cache.droppable(node):
-                self._drop(node)
+            self._drop(node)
         return self._cache.available_pages > before
+
+    def _idle_leaves(self, *spared: Generation | Compute) -> Iterator[Node]:
+        """Nodes whose KV nothing under way reads, nor `spared`: those to drop first come first."""
+        nodes = [request.node for request in spared]
+        needed = self._read_by_others().union(nodes, *map(_ancestors, nodes))
+        for node in sorted(self._idle, key=self._idle.__getitem__):
+            if node not in needed and not _gone(node) and self._cache.droppable(node):
+                yield node
 
     def _preempt_below(self, rank: tuple[float, int]) -> bool:
         needed = self._read_by_others()
@@ -349,6 +391,7 @@ class Scheduler:
 
     def _drop(self, node: Node) -> None:
         self._dropped[node] = max(self._dropped.get(node, 0), node.computed)
+        self.dropped_pages += len(node.pages)
         self._cache.drop(node)
 
     # ---------------------------------------------------------------- ends
@@ -405,7 +448,7 @@ class Scheduler:
 
     def _rest(self, node: Node, priority: float) -> None:
         """Let the KV of a node be dropped when pages run out, unless something still works on it."""
-        if node.computed and node not in self._computing:
+        if node.computed and node not in self._computing and not _gone(node):
             self._idle[node] = priority
 
 

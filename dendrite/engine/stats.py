@@ -38,10 +38,11 @@ class EngineStats:
     left no choice), `cached_tokens` (prompt tokens found in the prefix cache), `prompts` and those of them that began
     with such tokens (`prompt_hits`), `retips` (single tokens run again for their hidden state), `exported_tokens` and
     `imported_tokens` (whose KV went to, and came from, another engine), `forks`, `tail_copies`, `takeovers`,
-    `preemptions`, `steps`, `seconds_running` (wall time inside steps). `shared_ratio` is the share of context tokens,
-    over all decode steps, that was read from an ancestor's pages. On the GPU, `tree_bursts` and `flat_bursts` are the
-    bursts of decode steps whose attention did and did not read shared segments once for several rows, and
-    `kv_bytes_saved` what that has spared.
+    `preemptions`, `dropped_pages` (whose KV live nodes lost to others, to be computed again when it is needed),
+    `evicted_pages` (that cached prompts have lost), `steps`, `seconds_running` (wall time inside steps). `shared_ratio`
+    is the share of context tokens, over all decode steps, that was read from an ancestor's pages. On the GPU,
+    `tree_bursts` and `flat_bursts` are the bursts of decode steps whose attention did and did not read shared segments
+    once for several rows, and `kv_bytes_saved` what that has spared.
 
     Now: `pages_total`, `pages_free`, `pages_held` (by live nodes), `pages_cached` (evictable), `running`, `waiting`.
     A page holds the KV of `page_tokens` tokens in `page_bytes` bytes, the scales of FP8 keys and values take
@@ -81,6 +82,8 @@ class EngineStats:
     prompt_hits: int = 0
     exported_tokens: int = 0
     imported_tokens: int = 0
+    dropped_pages: int = 0
+    evicted_pages: int = 0
 
     def to_dict(self) -> dict[str, int | float]:
         """The fields by name."""

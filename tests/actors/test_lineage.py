@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from actors import lineage as lineage_module
 from actors.lineage import Copy, Lineage, Segment
 from actors.refs import ClusterNode
 from dendrite.errors import NodeReleased, UnknownNode
@@ -71,6 +72,18 @@ def test_a_segment_in_use_stays() -> None:
     last.pins -= 1
     lineage.prune(last)
     assert len(lineage) == 0
+
+
+def test_a_client_does_not_grow_with_the_trees_it_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineage_module, "MOST_TREES", 5)
+    lineage = Lineage()
+    for tree in range(20):
+        lineage.release(lineage.add(copy(0, tree), (1,)).name, subtree=True)
+    assert (len(lineage), len(lineage._seen)) == (0, 5)
+    with pytest.raises(NodeReleased):
+        lineage.get(ClusterNode(0, 15, 0))
+    with pytest.raises(UnknownNode):
+        lineage.get(ClusterNode(0, 14, 0))
 
 
 class LineageMachine(RuleBasedStateMachine):

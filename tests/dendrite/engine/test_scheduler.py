@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Compute, Generation
+from dendrite.engine.plan import Plan
 from dendrite.engine.scheduler import Scheduler
 from dendrite.errors import Cancelled, OutOfPages
 from dendrite.kv.cache import KvCache
@@ -86,15 +87,52 @@ def test_a_burst_starts_small_and_ends_with_the_shortest_generation() -> None:
     assert bursts == [1, 4, 7, 16, 2]
 
 
+def go_on(scheduler: Scheduler, plan: Plan) -> None:
+    """As if a plan's decodes had run."""
+    for member in plan.decodes:
+        member.node.tokens += [0] * plan.burst
+        scheduler._cache.commit(member.node, plan.burst)
+        member.produced += plan.burst
+
+
 def test_a_burst_shrinks_to_one_token_where_pages_are_short() -> None:
-    scheduler = running(KvCache(1 + 1 + 5, 8), 16, 30, 30)
-    for expected in (1, 4, 1):
+    scheduler = running(KvCache(1 + 1 + 8, 8), 16, 50, 50)  # there are pages for 32 tokens of each
+    for expected in (1, 4, 16, 1):
         plan = scheduler.schedule()
         assert plan.burst == expected
-        for member in plan.decodes:
-            member.node.tokens += [0] * plan.burst
-            scheduler._cache.commit(member.node, plan.burst)
-            member.produced += plan.burst
+        assert len(plan.decodes) == 2
+        go_on(scheduler, plan)
+
+
+def test_a_burst_takes_the_pages_of_idle_nodes() -> None:
+    scheduler = running(KvCache(1 + 1 + 8, 8), 16, 30, 30)
+    cache, root = scheduler._cache, scheduler._waiting[0][1].node.parent
+    assert root is not None
+    idle = root.fork()[0]
+    idle.tokens += [0] * 32
+    cache.reserve(idle, 32)
+    cache.commit(idle, 32)
+    scheduler.filled(idle)
+    for expected in (1, 4, 16):
+        plan = scheduler.schedule()
+        assert plan.burst == expected
+        go_on(scheduler, plan)
+    assert (idle.computed, scheduler.preemptions) == (0, 0)
+
+
+def test_those_that_could_not_end_together_do_not_begin_together() -> None:
+    scheduler = running(KvCache(1 + 1 + 9, 8), 1, 30, 30, 30)
+    at_once = []
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        at_once.append(len(plan.decodes))
+        go_on(scheduler, plan)
+        ended = [member for member in plan.decodes if member.produced == member.params.max_tokens]
+        for member in ended:
+            member.finish_reason = "length"
+        scheduler.finished(ended)
+    assert at_once == [2] * 30 + [1] * 30
+    assert scheduler.preemptions == 0
 
 
 def test_a_prompt_and_what_was_to_follow_it_may_be_released_before_they_are_computed(
@@ -110,3 +148,16 @@ def test_a_prompt_and_what_was_to_follow_it_may_be_released_before_they_are_comp
     assert set(ended) == {prompt, job}
     assert all(isinstance(each.error, Cancelled) for each in ended)
     assert not engine.has_work
+
+
+def test_nothing_is_kept_of_a_node_that_was_released_while_it_ran(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    root = engine.prefill([1, 2, 3])
+    kid = root.fork()[0]
+    [running] = engine.submit(kid, max_tokens=8)
+    engine.step()
+    root.release(subtree=True)
+    assert engine.step().generations == [running]
+    engine.cache.clear_cache()
+    assert engine._scheduler._idle == {}
+    assert engine._scheduler._dropped == {}

@@ -1,0 +1,224 @@
+"""Half an hour of random operations on a server and its cluster: memory has to stay flat, and nothing may be left.
+
+    python -m benchmarks.soak --minutes 30
+
+On one Ray: a server with two model workers, and this process, which works on the same workers by messages as well. Some
+callers each do one operation after the other, drawn at random: trees that are grown, scored and released, calls and
+searches that are cancelled, completions and streams that their clients leave in the middle, grammars, trees whose lease
+runs out (`benchmarks.soak_cluster`, `benchmarks.soak_http`). One more keeps letting a lease of the cluster expire.
+
+Every few seconds the memory of each process is noted, and what is held. Memory is what a process has allocated for
+itself alone, so without mapped files and Ray's object store, in MB of 10^6 bytes. Its slope is that of a robust line
+over the second half of the run (`benchmarks.trend`); the first half is for caches to fill, and for that what a server
+keeps for a while after its end (searches, answers) is kept for an eighth of the run only. A process has grown where the
+slope's whole 95 % interval is above zero, and what the slope comes to within the second half above `--noise`. Ray's own
+processes are measured beside, but not judged.
+
+`soak.unexpected` counts errors other than those that an operation is meant to come to. The exit code is 1 where there
+are such, where a process grows or is another one at the end, or where pages, nodes or leases are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from actors.leases import Lease
+from actors.ray_session import RaySession
+from actors.rpc import Handle
+from benchmarks.common import RESULTS, write_result
+from benchmarks.soak_cluster import ClusterOperations
+from benchmarks.soak_http import HttpOperations
+from benchmarks.soak_tally import Operation, Tally
+from benchmarks.soak_watch import Sample, Watch, growing, replaced, trends
+from dendrite.config import EngineConfig
+from dendrite.search.tasks.countdown import problems
+from serve_apps.app import build
+from serve_apps.args import ServeArgs
+from serve_apps.desk import Contacts
+from serve_apps.services import ServeSettings
+
+_KEPT_SHARE = 1 / 8
+_SETTLED_WITHIN_S = 90.0
+_APPLICATION = "dendrite"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, and how much at once."""
+
+    minutes: float = 30.0
+    callers: int = 8
+    every_s: float = 5.0
+    noise_mb: float = 2.0
+    workers: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server under test: where it is, the cluster below it, and the leases that it has there itself."""
+
+    url: str
+    contacts: Contacts
+    own_leases: int
+
+
+@contextlib.contextmanager
+def server(plan: Plan, port: int) -> Iterator[Server]:
+    """Serve the packaged model on this process's Ray, or on one that is started."""
+    kept_s = 60 * plan.minutes * _KEPT_SHARE
+    settings = ServeSettings(keep_searches_s=kept_s, keep_answers_s=kept_s)
+    engine = EngineConfig(device="cpu", kv_tokens=16_384)
+    args = ServeArgs(workers=plan.workers, min_ingresses=1, max_ingresses=1, engine=engine, settings=settings)
+    session = RaySession()
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(args), name=_APPLICATION)
+        contacts: Contacts = serve.get_deployment_handle("Desk", _APPLICATION).contacts.remote().result()
+        leases = ray.get(contacts.manager.stats.remote()).leases
+        yield Server(f"http://127.0.0.1:{port}", contacts, leases)
+        serve.delete(_APPLICATION)
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        session.close()
+
+
+async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
+    """Do operations for so long, then release everything; returns the samples, the last one from the very end."""
+    manager: Handle = place.contacts.manager
+    leases: list[Lease] = [await manager.open_lease.remote() for _ in range(2)]
+    cluster = ClusterOperations(manager, place.contacts.workers, *leases)
+    tasks = problems(50, plan.seed)
+    cluster.tasks = tasks
+    http = HttpOperations(place.url, tasks)
+    operations = cluster.operations + http.operations
+    watch = Watch(cluster.client, place.own_leases)
+    end = time.monotonic() + 60 * plan.minutes
+
+    async def caller(draws: random.Random, choices: list[Operation]) -> None:
+        weights = [operation.weight for operation in choices]
+        while time.monotonic() < end:
+            [operation] = draws.choices(choices, weights)
+            await tally.run(operation, draws)
+
+    watching = asyncio.create_task(watch.run(plan.every_s))
+    callers = [caller(random.Random(f"{plan.seed} {number}"), operations) for number in range(plan.callers)]
+    try:
+        await asyncio.gather(*callers, caller(random.Random(plan.seed), [Operation("expire", cluster.expire, 1)]))
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await http.close()
+        await cluster.close()
+    await _until_nothing_is_held(watch)
+    samples = [*watch.samples, await watch.note()]
+    cluster.end()
+    return samples
+
+
+async def _until_nothing_is_held(watch: Watch) -> None:
+    deadline = time.monotonic() + _SETTLED_WITHIN_S
+    while not (await watch.held()).nothing and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+
+
+def report(samples: list[Sample], tally: Tally, plan: Plan) -> tuple[dict[str, float], dict[str, Any], list[str]]:
+    """Metrics, what they were made from, and what is wrong."""
+    during, end = samples[:-1], samples[-1]
+    slopes, grown = trends(during), growing(during, plan.noise_mb)
+    metrics = {
+        "soak.minutes": during[-1].seconds / 60,
+        "soak.operations": float(tally.operations.total()),
+        "soak.errors": float(tally.errors.total()),
+        "soak.unexpected": float(tally.unexpected_count),
+        "soak.growing": float(len(grown)),
+        **{f"soak.{name}_left": float(count) for name, count in asdict(end.held).items()},
+        **{f"soak.{name}.mb_h": trend.slope for name, trend in slopes.items()},
+    }
+    raw = {
+        "plan": asdict(plan),
+        "operations": dict(tally.operations),
+        "errors": dict(tally.errors),
+        "unexpected": tally.unexpected,
+        "slopes_mb_h": {name: asdict(trend) for name, trend in slopes.items()},
+        "memory_mb": {
+            name: {
+                "first": during[0].memory[name].private,
+                "last": during[-1].memory[name].private,
+                "end": taken.private,
+            }
+            for name, taken in end.memory.items()
+            if name in during[0].memory and name in during[-1].memory
+        },
+        "samples": [asdict(sample) for sample in samples],
+    }
+    wrong = [f"{name} grows by {slopes[name].slope:.1f} MB/h" for name in grown]
+    wrong += [f"{name} was not there all the time" for name in sorted(replaced(samples))]
+    wrong += [f"{tally.unexpected_count} errors were not expected"] if tally.unexpected_count else []
+    wrong += [] if end.held.nothing else [f"something is left: {end.held}"]
+    return metrics, raw, wrong
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Random operations on a server and its cluster, for long.")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--callers", type=int, default=8, help="operations at once")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
+    parser.add_argument("--noise", type=float, default=2.0, help="MB by which memory may seem to grow in half the time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--port", type=int, default=0, help="of the server; 0 is any free one")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    given = parser.parse_args()
+    if given.minutes <= 0 or given.every <= 0 or given.callers < 1:
+        parser.error("--minutes and --every must be positive, --callers at least 1")
+    return given
+
+
+def main() -> int:
+    """Soak, print and write the result; 1 where something is wrong."""
+    given = arguments()
+    plan = Plan(given.minutes, given.callers, given.every, given.noise, seed=given.seed)
+    tally = Tally()
+    with server(plan, given.port or _free_port()) as place:
+        samples = asyncio.run(soak(place, plan, tally))
+    metrics, raw, wrong = report(samples, tally, plan)
+    for name, value in metrics.items():
+        print(f"{name:28} {value:12.2f}")
+    for each in (*tally.unexpected[:3], *wrong):
+        print(each, file=sys.stderr)
+    packages = ("ray", "fastapi", "uvicorn")
+    path = write_result(
+        benchmark="soak",
+        subject="countdown",
+        hardware="cpu",
+        metrics=metrics,
+        raw={**raw, "wrong": wrong},
+        packages=packages,
+        folder=given.out,
+    )
+    print(f"written to {path}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
