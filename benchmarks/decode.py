@@ -32,10 +32,10 @@ from benchmarks.common import RESULTS, spread, write_result
 from benchmarks.machine import copy_bandwidth, hardware_name, installed
 from benchmarks.models import SHAPES
 from benchmarks.steps import BATCHES, Lengths, kernel_times, least_bytes, print_kernels, step_times
-from benchmarks.workloads import random_prompts
 from dendrite import Engine, EngineConfig
 from dendrite.model.decoder import Decoder
 from dendrite.model.folder import resolve
+from dendrite.profiling.workloads import random_prompts
 
 if TYPE_CHECKING:  # it takes seconds to import, and a shape's steps need none of it
     from transformers import GenerationConfig, PreTrainedModel

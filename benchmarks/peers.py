@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import synchronize
-from benchmarks.workloads import Figures, Prompts, Sizes
 from dendrite.errors import InvalidArgument
 from dendrite.model.config import ModelConfig
 from dendrite.model.decoder import Decoder
+from dendrite.profiling.workloads import Figures, Prompts, Sizes
 
 _W1_TOKENS = 64
 """Of one sequence, tokens that are timed: each costs the same, tens of milliseconds."""

@@ -3,9 +3,10 @@
     python -m benchmarks.pressure                                       a small model and small trees, on the CPU
     python -m benchmarks.pressure --device cuda --shape tinyllama       the design's sizes
 
-W5 (see `benchmarks.workloads`) runs on an engine whose pool holds all that it asks for. The most pages that live nodes
-hold at any time is its demand. Then it runs on an engine that has a part of the demand (`--share`, a half), from the
-same prompts and with the same seeds. Of both, the first run warms up, and the figures are medians of the others.
+W5 (see `dendrite.profiling.workloads`) runs on an engine whose pool holds all that it asks for. The most pages that
+live nodes hold at any time is its demand. Then it runs on an engine that has a part of the demand (`--share`, a
+half), from the same prompts and with the same seeds. Of both, the first run warms up, and the figures are medians of
+the others.
 
 `pressure.utilisation` is the share of the pool's pages that live nodes hold, those that only cached prompts hold left
 out, weighted by time over the steps of the decoding: each step counts with the seconds that it took, and the pages held
@@ -35,11 +36,11 @@ import torch
 from benchmarks.common import RESULTS, spread, write_result
 from benchmarks.machine import hardware_name, installed, release_memory
 from benchmarks.models import SHAPES
-from benchmarks.workloads import Sizes, random_prompts, w5
 from dendrite import Engine, EngineConfig, Node, SamplingParams
 from dendrite.engine.generation import Generation, raise_first
 from dendrite.engine.stepper import StepResult, TokenEvent
 from dendrite.model.decoder import Decoder
+from dendrite.profiling.workloads import Sizes, random_prompts, w5
 
 SMALL = Sizes(w5_trees=4, w5_prompt=128, w5_leaves=16, w5_kept=4, w5_levels=6, w5_tokens=32)
 """For the CPU."""

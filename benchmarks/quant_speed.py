@@ -13,10 +13,10 @@ from benchmarks.machine import release_memory
 from benchmarks.models import SHAPES
 from benchmarks.quant_accuracy import Variant, variants
 from benchmarks.steps import Lengths, step_times
-from benchmarks.workloads import random_prompts
 from dendrite import Engine, EngineConfig, Node
 from dendrite.model.config import ModelConfig
 from dendrite.model.decoder import Decoder
+from dendrite.profiling.workloads import random_prompts
 
 ALONE = Lengths(prompt=128, tokens=512)
 """W1: one sequence."""

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import Spread, spread
 from benchmarks.machine import synchronize
 from benchmarks.models import step_bytes, token_bytes
-from benchmarks.workloads import Prompts
 from dendrite import Engine
 from dendrite.model.config import ModelConfig
+from dendrite.profiling.workloads import Prompts
 
 BATCHES = (1, 8, 64, 256)
 _KERNELS = 15

@@ -1,4 +1,4 @@
-"""The tree workloads W1 to W5 on a model of random weights, through the public API (see `benchmarks.workloads`).
+"""The tree workloads W1 to W5 on a model of random weights, by the public API (see `dendrite.profiling.workloads`).
 
     python -m benchmarks.tree_workloads --shape tinyllama|llama3-8b [--workloads W1,W2] [--runs 5] [--peer transformers]
 
@@ -24,11 +24,11 @@ from benchmarks.common import RESULTS, Spread, spread, write_result
 from benchmarks.goals import table_row
 from benchmarks.machine import copy_bandwidth, hardware_name, installed, release_memory, seconds_alive
 from benchmarks.models import SHAPES, step_bytes, token_bytes
-from benchmarks.workloads import QUICK, Figures, Sizes, random_prompts, workloads
 from dendrite import Engine, EngineConfig, Node, SamplingParams
 from dendrite.engine.generation import Generation
 from dendrite.engine.stepper import StepResult, TokenEvent
 from dendrite.model.decoder import Decoder
+from dendrite.profiling.workloads import QUICK, Figures, Sizes, random_prompts, workloads
 
 _ENOUGH_RUNS = 5
 _PEER_SECONDS = 8.0

@@ -13,6 +13,7 @@ from dendrite.commands.bench import bench
 from dendrite.commands.evaluate import app as evaluate
 from dendrite.commands.group import INTERRUPTED, Commands
 from dendrite.commands.job import app as job
+from dendrite.commands.profile import profile
 from dendrite.commands.quantize import quantize
 from dendrite.commands.search import search
 from dendrite.commands.serve import serve
@@ -54,7 +55,7 @@ def main(
     set_up_logs_from_environment()
 
 
-for command in (solve, search, serve, replay, view, export, quantize):
+for command in (solve, search, serve, replay, view, export, quantize, profile):
     app.command()(command)
 app.add_typer(job, name="job")
 app.add_typer(evaluate, name="eval")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from dendrite.commands.files import check_folder
 from dendrite.commands.group import fail
 from dendrite.errors import InvalidArgument
 from dendrite.search.exports import to_graphviz
@@ -65,7 +66,7 @@ def view(
     out: Annotated[Path, typer.Option(help="HTML file to write, replaced if there.")] = Path("trace.html"),
 ) -> None:
     """Write one HTML page that shows searches: their trees, timelines and replays. It needs no network."""
-    _writable(out)
+    check_folder("out", out)
     render(traces, out)
     typer.echo(f"written to {out}")
 
@@ -77,7 +78,7 @@ def export(
     top: Annotated[int | None, typer.Option(min=1, help="Most nodes of a Graphviz drawing.")] = None,
 ) -> None:
     """Write traces in the format of other tools."""
-    _writable(out)
+    check_folder("out", out)
     trees = [read_trace(trace) for trace in traces]
     if form is Format.npz:
         if top is not None:
@@ -88,11 +89,6 @@ def export(
     else:
         out.write_text(to_graphviz(trees[0], top=top))
     typer.echo(f"written to {out}")
-
-
-def _writable(out: Path) -> None:
-    if not out.parent.is_dir():
-        raise InvalidArgument("out", str(out), f"there is no folder {out.parent}")
 
 
 def _printed(tree: TraceTree, most: int) -> Tree:

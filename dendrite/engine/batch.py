@@ -34,7 +34,7 @@ class BatchBuilder:
         lengths = [node.length for node in nodes]
         tokens, positions = list(sampled), [length - 1 for length in lengths]
         tables = [self._cache.page_table(node) for node in nodes]
-        slots = [table[at // size] * size + at % size for table, at in zip(tables, positions, strict=True)]
+        slots = [table.item(at // size) * size + at % size for table, at in zip(tables, positions, strict=True)]
         for retip in plan.retips:
             tokens.append(_last_token(retip))
             positions.append(retip.length - 1)
@@ -49,15 +49,17 @@ class BatchBuilder:
             table = self._cache.page_table(node)
             tokens.extend(node.tokens[chunk.start : chunk.start + chunk.count])
             positions.extend(range(first, first + chunk.count))
-            slots.extend(table[at // size] * size + at % size for at in range(first, first + chunk.count))
+            at = np.arange(first, first + chunk.count)
+            slots.extend((table[at // size] * size + at % size).tolist())
             starts.append(starts[-1] + chunk.count)
             lengths.append(first + chunk.count)
             tables.append(table)
         table = self._stack(tables, lengths)
+        rows = send(tokens + positions + slots, self._device).view(3, -1).unbind()
         return ForwardBatch(
-            tokens=send(tokens, self._device),
-            positions=send(positions, self._device),
-            slots=send(slots, self._device),
+            tokens=rows[0],
+            positions=rows[1],
+            slots=rows[2],
             query_start=starts,
             context=lengths,
             page_table=torch.from_numpy(table).to(self._device),

@@ -27,6 +27,7 @@ from dendrite.attention.tree import TreeAttention
 from dendrite.attention.tree_plan import TreePlan
 from dendrite.config import EngineConfig
 from dendrite.engine.burst import Burst, SampleKind
+from dendrite.engine.clock import StepClock
 from dendrite.engine.constraints import Constraints
 from dendrite.engine.device_masks import DeviceMasks
 from dendrite.engine.generation import Generation
@@ -93,6 +94,7 @@ class DeviceLoop:
         self._plan: TreePlan | None = None
         self._planned_for = (-1, 0)  # version of the batch, and its padded size
         self._left = 0  # steps that the plan is still good for
+        self.clock = StepClock()
 
     def run(self, generations: Sequence[Generation], steps: int, version: int, constraints: Constraints) -> Burst:
         """Generate `steps` tokens on each node, for which slots are reserved and own tips allocated.
@@ -121,6 +123,7 @@ class DeviceLoop:
                 burst = self._walk(size, steps, constraints, generations)
             else:
                 self._launch(count, size, self._kind, steps)
+                self.clock.enter("wait")
                 burst = self._await(count, steps)
         except BaseException:
             if self._ready is not None:  # what is queued still reads the memory that the next burst fills
@@ -214,10 +217,13 @@ class DeviceLoop:
         walk = constraints.walk(generations, self._masks.host)
         log_mass: list[npt.NDArray[np.float32]] = []
         for step in range(steps):
+            self.clock.enter("launch")
             self._masks.upload(count)
             graphs.run(("walk", size, self._kind, self.attention.apart), partial(self._step, size, self._kind))
+            self.clock.enter("wait")
             if self._walked is not None:
                 self._walked.synchronize()
+            self.clock.enter("sample")  # what of it the host does: masks for the next token
             log_mass.append(drawn["log_mass"][:count].copy())
             if not walk.step(drawn["tokens"][step, :count].tolist()):
                 break

@@ -12,6 +12,7 @@ import torch
 
 from dendrite.config import EngineConfig, SamplingParams, checked
 from dendrite.engine.capacity import kv_pages
+from dendrite.engine.clock import StepClock
 from dendrite.engine.constraints import Constraints
 from dendrite.engine.device import (
     check_types,
@@ -378,6 +379,11 @@ class Engine:
         return self._runner.has_value_head
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows, from 0 on."""
+        return self._vocabulary
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return self._scheduler.has_work
@@ -478,6 +484,10 @@ class Engine:
     def step(self) -> StepResult:
         """Run one batch of whatever was submitted."""
         return self._stepper.step()
+
+    def set_clock(self, clock: StepClock) -> None:
+        """Have `clock` told of the phases of every step from now on; a plain `StepClock()` ends that."""
+        self._stepper.set_clock(clock)
 
     # ---------------------------------------------------------------- helpers
 

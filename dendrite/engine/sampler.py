@@ -30,9 +30,17 @@ def uniform(seeds: Keys, branches: Keys, positions: Keys) -> npt.NDArray[np.floa
 
     Each key is folded in by the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014, figure 16).
     """
-    state = _mix(seeds + _GOLDEN)
-    state = _mix(state ^ (branches * _GOLDEN + _GOLDEN))
-    state = _mix(state ^ (positions * _GOLDEN + _MIX1))
+    return uniform_at(row_keys(seeds, branches), positions)
+
+
+def row_keys(seeds: Keys, branches: Keys) -> Keys:
+    """The part of `uniform` that a row keeps while it moves on."""
+    return _mix(_mix(seeds + _GOLDEN) ^ (branches * _GOLDEN + _GOLDEN))
+
+
+def uniform_at(rows: Keys, positions: Keys) -> npt.NDArray[np.float64]:
+    """The part of `uniform` that differs at each position, of what `row_keys` gave."""
+    state = _mix(rows ^ (positions * _GOLDEN + _MIX1))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -110,7 +118,7 @@ def sample(logits: Tensor, batch: SamplingBatch, noise: npt.NDArray[np.float64])
     Args:
         logits: [B, V] float32, penalties applied.
         batch: settings of the B rows.
-        noise: [B] float64 in [0, 1).
+        noise: [B] float64, multiples of 2**-53 in [0, 1).
 
     Returns:
         [B] int64 token ids.
@@ -119,17 +127,15 @@ def sample(logits: Tensor, batch: SamplingBatch, noise: npt.NDArray[np.float64])
         return _most_likely(logits)
     probabilities = torch.softmax(filtered(logits / batch.temperature, batch), dim=-1)
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    target = torch.from_numpy(noise).to(logits.device).unsqueeze(1) * total
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach the total
+    # Below the total, also when rounded: the largest noise is 1 - 2**-53.
+    target = torch.from_numpy(noise).to(logits.device).unsqueeze(1) * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1)
     return drawn if batch.greedy is None else torch.where(batch.greedy, _most_likely(logits), drawn)
 
 
 def logprobs_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """[B] natural-log probabilities of `tokens` [B] under `logits` [B, V] at temperature 1."""
-    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return chosen - torch.logsumexp(logits, dim=-1)
+    return torch.log_softmax(logits, dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
 def likeliest(logits: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
@@ -137,8 +143,8 @@ def likeliest(logits: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]
 
     Fewer where fewer are possible.
     """
-    found, ids = logits.topk(count, dim=-1)
-    logprobs = found - torch.logsumexp(logits, dim=-1, keepdim=True)  # just as `logprobs_of` has it
+    ids = logits.topk(count, dim=-1).indices
+    logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids)  # just as `logprobs_of` has it
     return [
         tuple((id, logprob) for id, logprob in zip(*row, strict=True) if logprob > -math.inf)
         for row in zip(ids.tolist(), logprobs.tolist(), strict=True)

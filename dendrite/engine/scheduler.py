@@ -282,13 +282,14 @@ class Scheduler:
 
     def _tight(self, tokens: int) -> bool:
         """Whether some running node may not find its pages: then the order of reservation matters."""
-        return self._cache.available_pages < self._needed(tokens)
+        most = len(self.running) * (-(-tokens // self._config.page_size) + 1)
+        return self._cache.available_pages < most and self._cache.available_pages < self._needed(tokens)
 
     def _find_pages(self, tokens: int) -> bool:
         """Whether all running nodes find their pages, those of idle nodes taken where that is enough."""
-        short = self._needed(tokens) - self._cache.available_pages
-        if short <= 0:
+        if not self._tight(tokens):
             return True
+        short = self._needed(tokens) - self._cache.available_pages
         idle = sum(len(node.pages) for node in self._idle_leaves())
         return idle >= short and self._drop_idle(short) and not self._tight(tokens)
 

@@ -14,12 +14,22 @@ from torch import Tensor
 
 from dendrite.config import EngineConfig
 from dendrite.engine.batch import BatchBuilder
+from dendrite.engine.clock import StepClock
 from dendrite.engine.constraints import Constraints, note_raw
 from dendrite.engine.forced import ForcedTokens
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Chunk, Plan, chunk_rows, last_rows
 from dendrite.engine.runner import ModelRunner
-from dendrite.engine.sampler import SamplingBatch, likeliest, logprobs_of, penalise, sample, uniform
+from dendrite.engine.sampler import (
+    Keys,
+    SamplingBatch,
+    likeliest,
+    logprobs_of,
+    penalise,
+    row_keys,
+    sample,
+    uniform_at,
+)
 from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import Counters
 from dendrite.kv.cache import KvCache
@@ -99,13 +109,22 @@ class Stepper:
         self._builder = BatchBuilder(cache, config.page_size, runner.batch_device)
         self._debug_checks = config.debug_checks
         self._longest_context = longest_context
-        self._sampling: tuple[int, SamplingBatch] | None = None
+        self._sampling: tuple[int, SamplingBatch, Keys] | None = None
+        self._clock = StepClock()
         self.counters = Counters()
+
+    def set_clock(self, clock: StepClock) -> None:
+        """Have `clock` told of the phases of every step from now on."""
+        self._clock = clock
+        if self._loop is not None:
+            self._loop.clock = clock
 
     def step(self) -> StepResult:
         """Run one batch: schedule, sample, run, post-process."""
         began = time.perf_counter()
+        self._clock.begin()
         plan = self._without_failed(self._scheduler.schedule())
+        self._clock.enter("launch")
         self._runner.copy_tails(plan.copies)
         if self._loop is not None and not any(generation.host_sampled for generation in plan.decodes):
             spans = self._burst(self._loop, plan)
@@ -125,6 +144,7 @@ class Stepper:
         self.counters.seconds_running += time.perf_counter() - began
         if self._debug_checks:
             self._cache.check()
+        self._clock.end(plan)
         return result
 
     def _without_failed(self, plan: Plan) -> Plan:
@@ -149,6 +169,7 @@ class Stepper:
                 self._constraints.restart(generation)
             self._requeue(plan.decodes)
             raise
+        self._clock.enter("post")
         spans: list[Span] = []
         cut: list[tuple[int, Generation, int]] = []
         made, going = burst.steps, burst.walk.going if burst.walk is not None else frozenset()
@@ -181,11 +202,13 @@ class Stepper:
         """Draw a token, with its log-probability, for every decoding node from its tip, and append it to the node."""
         if not decodes:
             return []
+        self._clock.enter("model")
         logits = self._runner.logits_at([generation.tip for generation in decodes])
+        self._clock.enter("sample")
         masked = self._constraints.mask(logits, decodes)
-        batch = self._sampling_batch(decodes)
+        batch, keys = self._sampling_batch(decodes)
         adjusted = self._adjusted(masked, batch, decodes)
-        tokens = sample(adjusted, batch, self._noise(decodes))
+        tokens = sample(adjusted, batch, self._noise(decodes, keys))
         drawn = list(zip(tokens.tolist(), logprobs_of(masked, tokens).tolist(), strict=True))
         self._note_likeliest(decodes, masked)
         for generation, (token, logprob) in zip(decodes, drawn, strict=True):
@@ -216,13 +239,16 @@ class Stepper:
         self._forced.look_ahead(decodes, self._accepted)
         return spans
 
-    def _sampling_batch(self, decodes: list[Generation]) -> SamplingBatch:
+    def _sampling_batch(self, decodes: list[Generation]) -> tuple[SamplingBatch, Keys]:
+        """The settings of the rows, and the keys of their noise, kept while the rows stay the same."""
         version = self._scheduler.version
         if self._sampling is None or self._sampling[0] != version:
             decoder = self._runner.decoder
             settings = [generation.params for generation in decodes]
-            self._sampling = version, SamplingBatch.of(settings, decoder.config.vocab_size, decoder.device)
-        return self._sampling[1]
+            batch = SamplingBatch.of(settings, decoder.config.vocab_size, decoder.device)
+            seeds, branches = np.array([(g.seed, g.branch) for g in decodes], dtype=np.uint64).T
+            self._sampling = version, batch, row_keys(seeds, branches)
+        return self._sampling[1:]
 
     def _adjusted(self, logits: Tensor, batch: SamplingBatch, decodes: list[Generation]) -> Tensor:
         rows, tokens, changes = self._changes(decodes)
@@ -248,6 +274,8 @@ class Stepper:
         tokens: list[int] = []
         changes: list[float] = []
         for row, generation in enumerate(decodes):
+            if not generation.params.logit_bias and generation.without is None:
+                continue
             changed = dict(generation.params.logit_bias)
             if generation.without is not None:
                 for token, log_share in generation.without.log_shares().items():
@@ -258,15 +286,18 @@ class Stepper:
             changes.extend(changed.values())
         return rows, tokens, changes
 
-    def _noise(self, decodes: list[Generation]) -> npt.NDArray[np.float64]:
-        keys = np.array([(g.seed, g.branch, g.node.length) for g in decodes], dtype=np.uint64)
-        return uniform(keys[:, 0], keys[:, 1], keys[:, 2])
+    def _noise(self, decodes: list[Generation], keys: Keys) -> npt.NDArray[np.float64]:
+        return uniform_at(keys, np.array([generation.node.length for generation in decodes], dtype=np.uint64))
 
     def _compute(self, plan: Plan, tokens: list[int]) -> None:
         """Run a plan's rows through the model, where `tokens` are those just appended to its decoding nodes."""
         if plan.empty:
             return
-        hidden = self._runner.run(self._builder.build(plan, tokens))
+        self._clock.enter("launch")
+        batch = self._builder.build(plan, tokens)
+        self._clock.enter("model")
+        hidden = self._runner.run(batch)
+        self._clock.enter("post")
         for chunk in plan.chunks:
             self._cache.commit(chunk.job.node, chunk.count)
         self.counters.retips += len(plan.retips)

@@ -43,8 +43,8 @@ class TipStore:
 
     def read(self, slots: list[int]) -> Tensor:
         """[B, d] hidden states."""
-        return self._states[send(slots, self._states.device)]
+        return self._states.index_select(0, send(slots, self._states.device))
 
     def write(self, slots: list[int], states: Tensor) -> None:
         """Store `states` [B, d], one row a slot."""
-        self._states[send(slots, self._states.device)] = states
+        self._states.index_copy_(0, send(slots, self._states.device), states)

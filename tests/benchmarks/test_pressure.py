@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pressure
-from benchmarks.workloads import Sizes
+from dendrite.profiling.workloads import Sizes
 
 TINY = Sizes(w5_trees=2, w5_prompt=20, w5_leaves=8, w5_kept=2, w5_levels=3, w5_tokens=12)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import goals, machine, models, tree_workloads, workloads
+from benchmarks import goals, machine, models, tree_workloads
 from benchmarks.common import spread
 from benchmarks.peers import Transformers
 from dendrite import Engine, EngineConfig
 from dendrite.errors import InvalidArgument
 from dendrite.model.decoder import Decoder
+from dendrite.profiling import workloads
 from tests.recompute import logits_by_recomputation
 
 SIZES = replace(workloads.QUICK, w1_tokens=6, w2_branches=(8,), w3_expansions=9, w3_in_flight=(1, 4), w4_contexts=(40,))

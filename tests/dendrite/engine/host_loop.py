@@ -13,6 +13,7 @@ from dendrite.attention.base import ForwardBatch
 from dendrite.attention.torch_reference import TorchAttention
 from dendrite.config import EngineConfig
 from dendrite.engine.burst import Burst
+from dendrite.engine.clock import StepClock
 from dendrite.engine.constraints import Constraints
 from dendrite.engine.generation import Generation
 from dendrite.engine.sampler import SamplingBatch, logprobs_of, sample, uniform
@@ -32,6 +33,7 @@ class HostLoop:
         self._decoder, self._tips, self._cache, self._longest = decoder, tips, cache, longest
         self._attention, self._size = TorchAttention(storage), config.page_size
         self._history: list[Tensor] = []
+        self.clock = StepClock()
         self.interrupt_in = -2  # bursts until one is interrupted while the host waits for it
 
     def run(self, generations: Sequence[Generation], steps: int, version: int, constraints: Constraints) -> Burst:

@@ -104,6 +104,18 @@ def test_a_drawn_token_is_never_one_that_was_removed(
         assert scaled[token] - scaled.max() >= np.log(max(min_p, 1e-30)) - 1e-4
 
 
+@given(st.lists(st.floats(2.0**-20, 1.0, width=32), min_size=1, max_size=20))
+def test_the_largest_noise_draws_a_token_too(weights: list[float]) -> None:
+    logits = torch.tensor([[*weights, 0.0]]).log()
+    largest = np.nextafter(np.ones(1), 0)
+    assert sample(logits, SamplingBatch.of([SamplingParams()], len(weights) + 1, CPU), largest).item() < len(weights)
+
+
+@given(st.floats(0.5, 2.0))
+def test_a_share_of_a_total_stays_below_it(total: float) -> None:
+    assert np.nextafter(1.0, 0) * total < total
+
+
 def test_a_row_draws_the_same_token_whatever_stands_beside_it() -> None:
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(1))
     rows = [SamplingParams(temperature=1.0)] * 64

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dendrite.errors import InvalidArgument, NodeReleased, OutOfPages
 from dendrite.kv import KvCache
@@ -50,6 +52,15 @@ def test_reserve_takes_only_what_is_lacking() -> None:
     for n, pages in ((0, 0), (1, 1), (16, 1), (17, 2), (16, 2), (40, 3)):
         assert cache.reserve(root, n) is None
         assert len(root.pages) == pages
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40), st.integers(1, 70))
+def test_a_node_never_needs_more_than_a_page_beyond_its_tokens(length: int, at: int, own: int, n: int) -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(length))
+    child = root.at(min(at, length - 1)).fork()[0]
+    engine.decode(child, range(own))
+    assert engine.cache.pages_needed(child, n) <= -(-n // 16) + 1
 
 
 def test_a_path_deep_as_a_chain_reads_as_one() -> None:
