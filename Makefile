@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Tests that share one Ray cluster, which has the machine to itself; the others run on two cores.
+ON_RAY := tests/actors tests/serve_apps tests/benchmarks tests/test_examples.py
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format coverage mutants docs dist audit bench readme clean
 
@@ -32,7 +35,8 @@ demo: $(VENV)/.installed  ## solve 20 Countdown problems by tree search with two
 	$(BIN)/dendrite solve --task countdown --problems 20 --algorithm mcts --workers 2
 
 test: lint  ## lint, type-check and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ON_RAY))
+	$(BIN)/python -m pytest $(ON_RAY)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy, and import-linter's contracts
 	$(BIN)/ruff check .
