@@ -63,7 +63,7 @@ async def spans(
         asked = min(length, left)
         update = {"max_tokens": asked}
         if params.grammar is not None:
-            update["grammar_tokens"] = params.max_tokens - left
+            update["grammar_tokens"] = (params.grammar_tokens or 0) + params.max_tokens - left
         try:
             [branch] = await backend.expand(node, 1, params.model_copy(update=update))
         except ContextOverflow:

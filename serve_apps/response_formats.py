@@ -22,15 +22,21 @@ async def grammar_for(wanted: ResponseFormat | None, limits: GrammarLimits) -> G
     Raises:
         HttpError: 400; the schema is over a limit, or asks for what no grammar can enforce.
     """
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.json_schema is not None:
+    if wanted is not None and wanted.json_schema is not None:
         # Regular expressions are read by the grammar's own automata, whose work has limits.
         check_schema(wanted.json_schema.json_schema, _SCHEMA, patterns=True)
-    grammar = grammar_of(wanted.model_dump(by_alias=True, exclude_none=True))
-    assert grammar is not None
+    grammar = grammar_in(wanted)
+    if grammar is None:
+        return None
     try:
         await asyncio.to_thread(check_grammar, grammar, limits)
     except GrammarError as error:
         raise HttpError(400, f"{_SCHEMA}: {error}", param=_SCHEMA, code="invalid_schema") from None
     return grammar
+
+
+def grammar_in(wanted: ResponseFormat | None) -> Grammar | None:
+    """The grammar of a form that `grammar_for` has let pass; None where it is any text."""
+    if wanted is None or wanted.type == "text":
+        return None
+    return grammar_of(wanted.model_dump(by_alias=True, exclude_none=True))

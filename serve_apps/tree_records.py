@@ -30,6 +30,8 @@ class Record:
     kv_bytes: int = 0
     value: float | None = None
     finish_reason: str | None = None
+    document: tuple[str, int] | None = None
+    """The grammar that the last tokens were held to, by its digest, and where on the path its document began."""
     children: list[int] = field(default_factory=list)
     job: asyncio.Task[None] | None = None
     """What is generating here now."""
@@ -51,6 +53,16 @@ class Record:
     def path_length_to(self, at: int) -> int:
         """Tokens from the beginning of the prompt to after `at` own ones."""
         return self.path_length - len(self.tokens) + at
+
+    def document_tokens(self, digest: str) -> int:
+        """Tokens at the end of the path of a document under that grammar, which goes on; 0 where one must begin."""
+        place, end = self, len(self.tokens)
+        while not end and place.parent is not None:
+            place, end = place.parent, place.at
+        if place.document is None or place.document[0] != digest:
+            return 0
+        ended = end == len(place.tokens) and place.finish_reason == "stop"
+        return 0 if ended else max(0, place.path_length_to(end) - place.document[1])
 
     def take(self, branch: Branch) -> None:
         """Append a span, which continues the last part; its backend node is this node's from now on."""

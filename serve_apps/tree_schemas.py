@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from serve_apps.openai_schemas import MAX_MESSAGES, Message
+from serve_apps.openai_schemas import MAX_MESSAGES, Message, ResponseFormat
 from serve_apps.schemas import MAX_CHOICES, Count, Flag, Request, Response, Sampling, Text, Tokens, Usage
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0.0, le=3_600.0, allow_inf_nan=False)]
@@ -45,6 +45,8 @@ class Generate(Sampling):
     nodes: Annotated[list[NodeId], Field(min_length=1, max_length=MAX_CHOICES)]
     max_tokens: Count = 128
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
+    response_format: ResponseFormat | None = None
+    """A document that is not at its end goes on, in forks too; otherwise one begins at the end of each node."""
     stream: Flag = False
     """Answer with events as they happen, instead of with the nodes at the end."""
 
@@ -60,6 +62,7 @@ class GenerateOne(Sampling):
 
     max_tokens: Count = 128
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
+    response_format: ResponseFormat | None = None
     stream: Flag = False
 
 

@@ -12,6 +12,7 @@ from serve_apps.errors import HttpError
 from serve_apps.events import Page
 from serve_apps.following import After, LastEventId, follow
 from serve_apps.idempotency import IdempotencyKey, once
+from serve_apps.response_formats import grammar_for
 from serve_apps.schemas import STREAMED, Deleted, Usage, error_responses
 from serve_apps.security import Owner
 from serve_apps.services import Services, Serving
@@ -184,6 +185,7 @@ async def _generate(
     if plan.max_tokens > limit:
         told = f"max_tokens={plan.max_tokens}: at most {limit}"
         raise HttpError(400, told, param="max_tokens", code="invalid_value")
+    await grammar_for(plan.response_format, serving.settings.grammar_limits)  # refused before anything is generated
 
     async def begin() -> StreamView:
         await serving.accounts.admit(owner)

@@ -213,3 +213,47 @@ def test_messages_make_a_tree_too(http: httpx.Client) -> None:
     made(http.delete(f"/v1/trees/{tree['id']}"))
     for body in ({}, {"prompt": PROMPT, "messages": []}, {"prompt": ""}, {"prompt": PROMPT, "ttl": 3}):
         assert http.post("/v1/trees", json=body).status_code == 400
+
+
+FORM = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "steps",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "array", "items": {"enum": [1, 22]}, "minItems": 9, "maxItems": 9}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_documents_go_on_where_branches_leave_them(http: httpx.Client, tree: str) -> None:
+    begin = {"max_tokens": 7, "response_format": FORM, "temperature": 1.5}
+    goon = {"max_tokens": 200, "response_format": FORM, "temperature": 1.5}
+    (kid,) = made(http.post(f"{tree}/nodes/0/fork", json={}))["data"]
+    start = made(http.post(f"{tree}/nodes/{kid['id']}/generate", json=begin))["data"][0]
+    for at in (3, 7):
+        forks = [
+            node["id"] for node in made(http.post(f"{tree}/nodes/{kid['id']}/fork", json={"n": 3, "at": at}))["data"]
+        ]
+        for node in made(http.post(f"{tree}/generate", json={"nodes": forks, **goon}))["data"]:
+            assert node["finish_reason"] == "stop"
+            document = json.loads("".join(chr(token) for token in start["tokens"][:at] if token < 256) + node["text"])
+            assert len(document["a"]) == 9
+    whole = made(http.post(f"{tree}/nodes/{kid['id']}/generate", json=goon))["data"][0]
+    assert len(json.loads(whole["text"])["a"]) == 9
+    after = made(http.post(f"{tree}/nodes/{kid['id']}/generate", json=goon))["data"][0]
+    assert after["text"].count('"a"') == 2, "the first document had ended"
+    free = made(http.post(f"{tree}/nodes/{kid['id']}/generate", json={"max_tokens": 3}))["data"][0]
+    assert len(free["tokens"]) > len(after["tokens"])
+
+
+def test_a_form_that_no_grammar_holds_is_refused(http: httpx.Client, tree: str) -> None:
+    schema = {"name": "no", "schema": {"type": "array", "uniqueItems": True}}
+    refused = http.post(
+        f"{tree}/nodes/0/generate", json={"response_format": {"type": "json_schema", "json_schema": schema}}
+    )
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format.json_schema.schema"
