@@ -131,7 +131,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("prefill"), WHICH),
     st.tuples(st.just("fork"), WHICH, st.integers(0, 30), st.integers(1, 3)),
     st.tuples(st.just("decode"), WHICH, st.integers(1, 12), st.sampled_from([0.0, 1.0, 2.0])),
-    st.tuples(st.just("expand"), WHICH, st.integers(2, 5), st.integers(8, 24)),
+    st.tuples(st.just("expand"), WHICH, st.integers(2, 5), st.integers(8, 64)),
     st.tuples(st.just("step"), st.integers(1, 20)),
     st.tuples(st.just("release"), WHICH, st.booleans()),
     st.tuples(st.just("score"), WHICH, st.sampled_from(["a", "+ 3 * 8"])),
