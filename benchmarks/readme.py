@@ -176,7 +176,7 @@ def _rate_of(point: dict[str, Any]) -> str:
 def cluster_block() -> str:
     """What a cluster on this machine costs, gains and survives."""
     manager, overhead = _load("manager-cpu-topology"), _load("cluster_overhead-cpu-countdown")
-    replication = _load("replication-cpu-countdown")
+    replication, chaos = _load("replication-cpu-countdown"), _load("chaos-cpu-countdown")
     stopped, running = (manager["metrics"][f"expand.{state}_p99_ms"] for state in ("stopped", "running"))
     rows = [
         (
@@ -190,8 +190,9 @@ def cluster_block() -> str:
             _short(overhead["metrics"]["cluster.overhead_ratio"]),
         ),
         ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
+        *((label, _short(chaos["metrics"][f"chaos.{name}"])) for name, label in _CHAOS.items()),
     ]
-    sources = [_with_source("", result).strip() for result in (manager, overhead, replication)]
+    sources = [_with_source("", result).strip() for result in (manager, overhead, replication, chaos)]
     return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
 
 
@@ -251,6 +252,13 @@ _WORKLOADS = {
 }
 
 
+_CHAOS = {
+    "kills": "workers, managers and drivers killed in ten minutes of jobs",
+    "problems": "problems searched meanwhile",
+    "equal": "of them, the share with the result of an undisturbed run",
+    "leaked": "nodes, pages and leases left",
+    "slowdown": "time of such a job ÷ undisturbed",
+}
 _QUANT_WAYS = {
     "fp8": "FP8 weights and activations",
     "fp8_weight_only": "FP8 weights",
