@@ -71,8 +71,7 @@ def grammar_block() -> str:
         f"free ones alone, and {many} times in a batch of 64."
     )
     table = _table(("A token", "Dendrite, µs", "xgrammar, µs"), rows)
-    sources = "\n".join(f"- {_with_source('', each).strip()}" for each in (result, gpu))
-    return f"{table}\n\n{note}\n\n{sources}"
+    return _with_sources(f"{table}\n\n{note}", result, gpu)
 
 
 def quant_block() -> str:
@@ -99,8 +98,7 @@ def quant_block() -> str:
         f"256 branches of TinyLlama's shape that share nothing of their 2,048 tokens decode {gain} times as fast with "
         f"an FP8 KV cache."
     )
-    sources = "\n".join(f"- {_with_source('', each).strip()}" for each in (small, large, text))
-    return f"{_table(header, rows)}\n\n{note}\n\n{sources}"
+    return _with_sources(f"{_table(header, rows)}\n\n{note}", small, large, text)
 
 
 def decode_block() -> str:
@@ -192,8 +190,7 @@ def cluster_block() -> str:
         ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
         *((label, _short(chaos["metrics"][f"chaos.{name}"])) for name, label in _CHAOS.items()),
     ]
-    sources = [_with_source("", result).strip() for result in (manager, overhead, replication, chaos)]
-    return "\n\n".join([_table(("On the CPU", "Measured"), rows), "\n".join(f"- {source}" for source in sources)])
+    return _with_sources(_table(("On the CPU", "Measured"), rows), manager, overhead, replication, chaos)
 
 
 def serve_block() -> str:
@@ -214,8 +211,7 @@ def serve_block() -> str:
         for name, label in labels.items()
     ]
     table = _table(("200 streams of 32 tokens for a minute", "one process (`--local`)", "on Ray Serve"), rows)
-    sources = "\n".join(f"- {_with_source('', each).strip()}" for each in (result, on_ray))
-    return f"{table}\n\n{sources}"
+    return _with_sources(table, result, on_ray)
 
 
 def gpu_block() -> str:
@@ -308,8 +304,16 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _with_source(table: str, result: dict[str, Any]) -> str:
+    return f"{table}\n\n{_source(result)}"
+
+
+def _with_sources(text: str, *results: dict[str, Any]) -> str:
+    return f"{text}\n\n" + "\n".join(f"- {_source(result)}" for result in results)
+
+
+def _source(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{table}\n\n`{result['command']}` at {result['commit']}, {result['hardware']}; {versions}."
+    return f"`{result['command']}` at {result['commit']}, {result['hardware']}; {versions}."
 
 
 def _short(value: float) -> str:

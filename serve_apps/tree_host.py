@@ -16,6 +16,7 @@ from serve_apps.events import EventLog, Page
 from serve_apps.ids import Ids
 from serve_apps.ledger import Ledger
 from serve_apps.pins import Pins
+from serve_apps.response_formats import grammar_in
 from serve_apps.text import TextCodec
 from serve_apps.tree_jobs import NodeJob, run_jobs
 from serve_apps.tree_records import Record, TreeRecord, locate
@@ -150,8 +151,9 @@ class TreeHost:
         self._ledger.hold(owner, kv_bytes=reserved * len(records))
         log, stream = EventLog(), self._ids.new("stream")
         tree.streams[stream] = log
+        grammar = grammar_in(plan.response_format)
         jobs = [
-            NodeJob(self._backend, self._codec, record, plan, index, self._pace, log.add, self._releases)
+            NodeJob(self._backend, self._codec, record, plan, grammar, index, self._pace, log.add, self._releases)
             for index, record in enumerate(records)
         ]
 

@@ -10,11 +10,11 @@ from functools import partial
 
 from dendrite.config import SamplingParams
 from dendrite.engine.stopping import StopText
+from dendrite.grammar.spec import Grammar
 from dendrite.search.backend import Backend, Branch
 from serve_apps.decoding import Pace, Releases, choice_seed, spans
 from serve_apps.errors import as_http
 from serve_apps.events import Event, EventLog
-from serve_apps.response_formats import grammar_in
 from serve_apps.text import TextCodec
 from serve_apps.tree_records import Record
 from serve_apps.tree_schemas import GenerateOne
@@ -22,12 +22,16 @@ from serve_apps.tree_schemas import GenerateOne
 
 @dataclass(slots=True, eq=False)
 class NodeJob:
-    """One node that is being extended. `index` is its place among those of the request, and keys its sampling."""
+    """One node that is being extended, under the grammar that the plan asks for.
+
+    `index` is its place among those of the request, and keys its sampling.
+    """
 
     backend: Backend
     codec: TextCodec
     record: Record
     plan: GenerateOne
+    grammar: Grammar | None
     index: int
     pace: Pace
     tell: Callable[[Event], None]
@@ -76,7 +80,7 @@ class NodeJob:
         return reason
 
     def _params(self) -> SamplingParams:
-        record, grammar = self.record, grammar_in(self.plan.response_format)
+        record, grammar = self.record, self.grammar
         params = self.plan.sampling(self.plan.max_tokens, self.plan.top_logprobs, grammar)
         update: dict[str, int] = {"seed": choice_seed(self.plan.seed, self.index)}
         if grammar is None:

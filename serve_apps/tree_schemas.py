@@ -36,34 +36,30 @@ class Fork(Request):
     at: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
 
 
-class Generate(Sampling):
-    """`POST …/generate`: extend nodes by sampled tokens, all as one batch.
+class GenerateOne(Sampling):
+    """`POST …/nodes/{node}/generate`: extend a node by sampled tokens.
 
     A stop text is kept: a node's tokens end with the one that completes it.
     """
 
-    nodes: Annotated[list[NodeId], Field(min_length=1, max_length=MAX_CHOICES)]
     max_tokens: Count = 128
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
     response_format: ResponseFormat | None = None
-    """A document that is not at its end goes on, in forks too; otherwise one begins at the end of each node."""
+    """A document that is not at its end goes on, in forks too; otherwise one begins at the end of the node."""
     stream: Flag = False
     """Answer with events as they happen, instead of with the nodes at the end."""
+
+
+class Generate(GenerateOne):
+    """`POST …/generate`: the same for several nodes, all as one batch."""
+
+    nodes: Annotated[list[NodeId], Field(min_length=1, max_length=MAX_CHOICES)]
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         if len(set(self.nodes)) < len(self.nodes):
             raise ValueError("nodes: each at most once")
         return self
-
-
-class GenerateOne(Sampling):
-    """`POST …/nodes/{node}/generate`: the same for one node."""
-
-    max_tokens: Count = 128
-    top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
-    response_format: ResponseFormat | None = None
-    stream: Flag = False
 
 
 class Score(Request):

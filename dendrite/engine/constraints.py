@@ -103,11 +103,7 @@ class Constraints:
         try:
             matcher.advance(token)
         except GrammarError:
-            try:
-                matcher = self._renew(generation, after)
-            except GrammarError as error:
-                generation.finish_reason, generation.error = "error", error
-                return True
+            return self._recover(generation, after)
         return matcher.finished
 
     def walk(self, generations: Sequence[Generation], masks: MaskTable) -> Walk:
@@ -125,24 +121,14 @@ class Constraints:
         matcher, end = generation.matcher, generation.node.length
         if matcher is None:
             return False
-        try:
-            if matcher.end < end or matcher.failed or not matcher.rollback(matcher.end - end):
-                matcher = self._renew(generation, end)
-        except GrammarError as error:
-            if generation.done:  # who goes on from here has the tokens read again
-                generation.matcher = generation.node.guidance.grammar = None
-            else:
-                generation.finish_reason, generation.error = "error", error
-            return True
+        if matcher.end < end or matcher.failed or not matcher.rollback(matcher.end - end):
+            return self._recover(generation, end)
         return matcher.finished
 
     def restart(self, generation: Generation) -> None:
         """Find the place at the end of the node again, whatever a burst that failed has done to the matcher."""
         if generation.matcher is not None and not generation.done:
-            try:
-                self._renew(generation, generation.node.length)
-            except GrammarError as error:
-                generation.finish_reason, generation.error = "error", error
+            self._recover(generation, generation.node.length)
 
     def forced(self, generation: Generation, room: int) -> list[int]:
         """The tokens that must come next, at most `room`; none where it is not worth a chunk. Moves nothing."""
@@ -155,6 +141,17 @@ class Constraints:
         """End the threads."""
         if self._made is not None:
             self._made.pool.close()
+
+    def _recover(self, generation: Generation, end: int) -> bool:
+        """Start again as `_renew` does, and fail the generation where that is too much; whether it ends there."""
+        try:
+            return self._renew(generation, end).finished
+        except GrammarError as error:
+            if generation.done:  # who goes on from here has the tokens read again
+                generation.matcher = generation.node.guidance.grammar = None
+            else:
+                generation.finish_reason, generation.error = "error", error
+            return True
 
     def _renew(self, generation: Generation, end: int) -> Matcher:
         """Start again, with a lexer of its own, a generation that has failed; it has read its path up to `end` then."""
