@@ -144,9 +144,10 @@ class Matcher:
         if count == 0:
             return True
         end = int(self.closed)
+        good = count == end or self.own().rollback(count - end)  # a copy is made of where it still stands
         self.closed = False
         self.taken -= count
-        return count == end or self.own().rollback(count - end)
+        return good
 
     def forced(self, least: int = 1) -> list[int]:
         """The tokens that must follow, in the tokenizer's own spelling.

@@ -77,6 +77,15 @@ def test_going_back_undoes_an_end_too(pool: MaskPool) -> None:
     assert tokens_allowed(pool, matcher) == tokens_allowed(pool, Matcher(matcher.compiled, 3))
 
 
+def test_a_fork_goes_back_to_the_beginning(pool: MaskPool) -> None:
+    parent = Matcher(compiled(regex="[ab]*c"), 0)
+    parent.take(b"ab")
+    fork = parent.fork()
+    assert fork.rollback(2)
+    assert (fork.taken, parent.taken) == (0, 2)
+    assert tokens_allowed(pool, fork) == tokens_allowed(pool, Matcher(fork.compiled, 0))
+
+
 def test_going_back_leaves_forks_where_they_are(pool: MaskPool) -> None:
     matcher = Matcher(compiled(regex="abcd"), 0)
     matcher.take(b"abc")
