@@ -78,7 +78,7 @@ def check(response: httpx.Response) -> None:
 
 
 class EventParser:
-    """Puts the lines of a stream together to events. `ended` once the server has said that there are no more."""
+    """Puts the lines of one response together to events. `ended` once the server has said that there are no more."""
 
     def __init__(self) -> None:
         self._id, self._kind = 0, ""
@@ -100,6 +100,15 @@ class EventParser:
                 self.ended = True
             else:
                 yield Event(id=self._id, data=json.loads(data))
+
+    def check_ended(self) -> None:
+        """Tell a stream that is over from one that has only stopped.
+
+        Raises:
+            httpx.RemoteProtocolError: the server has not said that there are no more events.
+        """
+        if not self.ended:
+            raise httpx.RemoteProtocolError("the stream has stopped before the end of its events")
 
 
 def tree_call(prompt: Prompt | None, messages: Sequence[Mapping[str, str]] | None, ttl_s: float) -> Call:

@@ -94,8 +94,9 @@ class Client:
 
     def follow(self, path: str, after: int) -> Iterator[Event]:
         """Events of a log after the one of id `after`, to the end; taken up again where the stream breaks."""
-        attempt, parser = 0, EventParser()
-        while not parser.ended:
+        attempt = 0
+        while True:
+            parser = EventParser()  # an event that a stream broke off in comes again as a whole
             try:
                 with self._http.stream("GET", path, params={"after": after}) as response:
                     if not response.is_success:
@@ -105,11 +106,13 @@ class Client:
                         for event in parser.push(line):
                             after, attempt = event.id, 0
                             yield event
+                parser.check_ended()
+                return
             except httpx.TransportError:
                 if (wait := calls.pause(attempt, None)) is None:
                     raise
-                attempt += 1
-                time.sleep(wait)
+            attempt += 1
+            time.sleep(wait)
 
 
 class TreeHandle:
