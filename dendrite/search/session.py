@@ -124,13 +124,12 @@ class Session:
         """Prefill a prompt, and return the root of a tree of its own."""
         id = self._next_thought()
         recorded = self.trace.prompt(id)
-        ref: NodeRef | None = None
-        if recorded is None:
-            ref = await self.backend.prefill(prompt, seed=self.seed)
         pages = 0
         if recorded is not None or self.trace.writing or self.meter.rates.page_tokens:
-            self._prompts[id] = tokens = recorded or await self.backend.tokenize(prompt)
+            self._prompts[id] = tokens = recorded if recorded is not None else await self.backend.tokenize(prompt)
             pages = self.meter.rates.pages(len(tokens))
+        # Nothing is waited for between the prefill and the entry: `close` releases what has been entered.
+        ref = await self.backend.prefill(prompt, seed=self.seed) if recorded is None else None
         self._holdings.root(id, ref, pages)
         self._note_kv()
         ended = self.task.is_terminal("")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from dendrite.search.expansion import Expansion
 from dendrite.search.flights import Flights
 from dendrite.search.session import ExpansionDone, SearchEvent, Session, TerminalFound
 from dendrite.search.thought import Thought
+from dendrite.search.trace import Trace
 from tests.dendrite.search.synthetic import Puzzle, TreeBackend, binary, uniform
 
 
@@ -136,3 +138,19 @@ async def test_events_tell_of_ends_and_expansions() -> None:
 async def test_a_prompt_may_be_terminal_itself() -> None:
     session = await opened(TreeBackend({}), Puzzle({"": 1.0}), Budget(tokens=1))
     assert session.root.solved
+
+
+async def test_no_root_is_left_behind_by_an_end_while_its_prompt_is_split_into_tokens(tmp_path: Path) -> None:
+    class Slow(TreeBackend):
+        async def tokenize(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+            await asyncio.sleep(60)
+            return await super().tokenize(text, special=special)
+
+    backend = Slow({})
+    with Trace(tmp_path / "trace.jsonl") as trace:
+        session = Session(Puzzle({}), backend, Budget(tokens=1), 0, trace=trace)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await session.open()
+        await session.close()
+    assert backend.held == []
