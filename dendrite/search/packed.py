@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ Offsets: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float32]
 
 _TYPES: Final = {"Ints": np.int32, "Offsets": np.int64, "Floats": np.float32}
+_UNREADABLE: Final = (OSError, ValueError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy, `zipfile` and `zlib` raise for a file that is no archive of arrays, or a damaged one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,7 +117,7 @@ class PackedTrees:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        except _UNREADABLE as error:
             raise TraceError(str(path), None, f"cannot be read as packed trees: {error}") from error
         fault = _fault(arrays)
         if fault:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,23 @@ def test_a_trace_without_a_tree_is_refused(folder: Path) -> None:
     path = write_trace(folder / "bare.jsonl", synthesize(0, 3)[:1])
     with pytest.raises(InvalidArgument, match="has no tree"):
         pack([read_trace(path)])
+
+
+@given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+@settings(max_examples=150, deadline=None)
+def test_a_file_with_a_broken_byte_is_read_as_it_was_or_refused(folder: Path, at: float, flip: int) -> None:
+    packed = pack([made_up(folder, 5)])
+    path = folder / "flipped.npz"
+    packed.save(path)
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= flip
+    path.write_bytes(content)
+    with contextlib.suppress(TraceError):
+        read = PackedTrees.load(path)
+        assert all(np.array_equal(getattr(read, name), getattr(packed, name), equal_nan=True) for name in NAMES)
+
+
+def test_a_lone_array_is_refused(folder: Path) -> None:
+    np.save(folder / "lone.npy", np.arange(3))
+    with pytest.raises(TraceError, match="cannot be read as packed trees"):
+        PackedTrees.load(folder / "lone.npy")
