@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,8 @@ def parse_budget(
     """
     if tokens is seconds is expansions is reward_calls is None:
         tokens = DEFAULT_BUDGET.tokens
-    if kv_mib is not None and not kv_mib > 0:
-        raise InvalidArgument("kv_mib", kv_mib, "must be a positive number")
+    if kv_mib is not None and not 0 < kv_mib < math.inf:
+        raise InvalidArgument("kv_mib", kv_mib, "must be a positive number, and finite")
     kv_bytes = None if kv_mib is None else int(kv_mib * (1 << 20))
     return Budget(tokens, seconds, expansions, reward_calls, kv_bytes)
 

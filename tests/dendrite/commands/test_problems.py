@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 def test_budgets_and_options() -> None:
     assert parse_budget(None, None, None, None, None) == Budget(tokens=4096)
     assert parse_budget(None, 2.5, None, None, 0.5) == Budget(seconds=2.5, kv_bytes=1 << 19)
-    with pytest.raises(InvalidArgument, match="kv_mib"):
-        parse_budget(None, None, None, None, 0.0)
+    for kv_mib in (0.0, math.nan, math.inf):
+        with pytest.raises(InvalidArgument, match="kv_mib"):
+            parse_budget(None, None, None, None, kv_mib)
     assert parse_options(["in-flight=16", "c=0.5", "rule=uct"]) == {"in_flight": 16, "c": 0.5, "rule": "uct"}
     with pytest.raises(InvalidArgument, match="NAME=VALUE"):
         parse_options(["c"])
