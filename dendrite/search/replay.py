@@ -139,6 +139,8 @@ async def replay(path: Path) -> SearchResult:
         TraceError: the file is no trace, or this version of the algorithm would have gone another way.
     """
     with Trace(path, replay_only=True) as trace:
+        if trace.header is None:
+            raise TraceError(str(path), None, "ends before the prompt was computed: there is nothing to run again")
         events = [event for _, event in read_lines(path)]
         try:
             header = events[0]

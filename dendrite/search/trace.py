@@ -76,7 +76,7 @@ class Record:
         if kind == "root":
             self.prompts[event["node"]] = tuple(event["tokens"])
             self.size = self.size or end
-        if kind == "expand":
+        elif kind == "expand":
             self.calls[event["call"]] = event
         elif kind == "children":
             waiting.append(Recorded(event["call"], event["time"], _expansion(event)))
@@ -211,10 +211,13 @@ class Trace:
             TraceError: the record has another expansion in its place, or none: it is of another search or version.
         """
         assert self._record is not None
-        seen = self._record.calls.get(call, {"node": None, "n": None, "seed": None})
-        if (seen["node"], seen["n"], seen["seed"]) != (node, children, seed):
-            reason = f"expansion {call} is of node {seen['node']}, not {node}: this is the record of another search"
-            raise TraceError(self.path, None, reason)
+        seen = self._record.calls.get(call)
+        if seen is None:
+            raise TraceError(self.path, None, f"has no expansion {call}: this is the record of another search")
+        for name, value in (("node", node), ("n", children), ("seed", seed)):
+            if seen.get(name) != value:
+                differs = f"expansion {call} has {name}={seen.get(name)!r}, not {value!r}"
+                raise TraceError(self.path, None, f"{differs}: this is the record of another search")
 
     def check_live(self) -> None:
         """Refuse to go on after the record of a search that is only replayed.

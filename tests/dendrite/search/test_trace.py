@@ -149,8 +149,12 @@ async def test_another_search_is_not_taken_up(changes: dict[str, Any], field: st
 async def test_a_trace_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     await run(path, world())
-    path.write_text(path.read_text().replace('"n":1', '"n":2'))
-    with pytest.raises(TraceError, match="another search"):
+    whole = path.read_text()
+    path.write_text(whole.replace('"n":1', '"n":2'))
+    with pytest.raises(TraceError, match="expansion 0 has n=2, not 1: this is the record of another search"):
+        await run(path, world(), resume=True)
+    path.write_text("".join(line for line in whole.splitlines(keepends=True) if '"event":"expand"' not in line))
+    with pytest.raises(TraceError, match="has no expansion 0: this is the record of another search"):
         await run(path, world(), resume=True)
 
 
@@ -214,3 +218,11 @@ class TestReplay:
         assert replayed.stop_reason == "interrupted"
         made = sum(len(event["children"]) for event in events(path) if event["event"] == "children")
         assert 1 < replayed.nodes <= made + 1
+
+    @pytest.mark.parametrize("lines", [0, 1])
+    async def test_one_without_a_prompt_is_refused(self, lines: int, tmp_path: Path) -> None:
+        path = tmp_path / "trace.jsonl"
+        await run(path, world(), in_flight=1)
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
+        with pytest.raises(TraceError, match="before the prompt"):
+            await replay(path)
