@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dendrite.errors import DendriteError, InvalidArgument
+from dendrite.files import append, replace
 from dendrite.job_lock import JobLock, Run
 from dendrite.jobs import Outcome
 from dendrite.search.task import Task
@@ -63,6 +64,8 @@ class Entry:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise ValueError("must be a JSON object")
+        if "error" in fields and "message" not in fields:
+            raise ValueError("an error without a message is not what a job writes")
         error = f"{fields['error']}: {fields['message']}" if "error" in fields else None
         known = {name: fields.get(name) for name in ("index", "input", "attempts", "elapsed")}
         known |= {"solved": False, "tokens": 0} if error else {name: fields.get(name) for name in ("solved", "tokens")}
@@ -108,7 +111,7 @@ class Contents:
         for number, line in enumerate(_whole_lines(path), start=1):
             try:
                 entry = Entry.parse(line)
-            except (ValueError, KeyError) as error:
+            except ValueError as error:
                 raise JobFileError(str(path), number, f"is no result of a job: {error}") from None
             contents.add(entry, len(line))
         return contents
@@ -183,7 +186,7 @@ class JobFile:
         """Append what became of a problem, after so many attempts of this run; it is on the disk at the return.
 
         Raises:
-            JobFileError: it cannot be written.
+            JobFileError: it cannot be written; the lines before it stay whole.
         """
         before = self.contents.entries.get(outcome.index)
         told = {
@@ -195,7 +198,8 @@ class JobFile:
         }
         line = json.dumps(told).encode() + b"\n"
         try:
-            _write(self._file, line)
+            append(self._file, line)
+            os.fsync(self._file)
         except OSError as error:
             raise JobFileError(str(self.path), None, f"cannot be written: {error.strerror}") from error
         self.contents.add(Entry.parse(line), len(line))
@@ -250,27 +254,6 @@ class JobFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Put a file of this content at `path` in one step, on the disk at the return.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    beside = path.with_name(path.name + ".new")
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _write(file, data)
-    finally:
-        os.close(file)
-    beside.replace(path)
-
-
-def _write(file: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(file, data) :]
-    os.fsync(file)
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

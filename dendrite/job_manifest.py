@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dendrite.errors import InvalidArgument
-from dendrite.job_file import Contents, JobFile, JobFileError, replace
+from dendrite.files import replace
+from dendrite.job_file import Contents, JobFile, JobFileError
 from dendrite.job_lock import JobLock
 
 _FREE = frozenset({"workers", "local", "concurrency", "attempts", "sort"})

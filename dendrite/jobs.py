@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from dendrite.errors import DendriteError, InvalidArgument
+from dendrite.files import append
 from dendrite.search.backend import Backend, BackendStats
 from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
@@ -163,7 +165,10 @@ async def _outcome(index: int, task: Task, solve: Solve) -> Outcome:
 
 
 class OutcomeFile:
-    """Outcomes as JSONL, one line each, written whole: however the process ends, the file holds complete lines."""
+    """Outcomes as JSONL, one line each, written whole: however the process ends, the file holds complete lines.
+
+    Use as a context manager.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the file, or empty it, and make its folder.
@@ -171,15 +176,26 @@ class OutcomeFile:
         Raises:
             InvalidArgument: it cannot be written there.
         """
+        self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=0)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         except OSError as error:
-            raise InvalidArgument("out", str(path), f"cannot be written: {error.strerror}") from None
+            raise self._unwritable(error) from None
 
     def write(self, outcome: Outcome) -> None:
-        """Append one line by one write to the operating system."""
-        self._file.write(json.dumps(outcome.to_dict()).encode() + b"\n")
+        """Append one line.
+
+        Raises:
+            InvalidArgument: it cannot be written; the lines before it stay whole.
+        """
+        try:
+            append(self._file, json.dumps(outcome.to_dict()).encode() + b"\n")
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> InvalidArgument:
+        return InvalidArgument("out", str(self._path), f"cannot be written: {error.strerror}")
 
     def __enter__(self) -> Self:
         return self
@@ -187,4 +203,4 @@ class OutcomeFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        os.close(self._file)

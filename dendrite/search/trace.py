@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dendrite.errors import InvalidArgument, TraceEnded, TraceError
+from dendrite.files import append
 from dendrite.search.backend import Branch
 from dendrite.search.expansion import Child, Expansion
 from dendrite.search.trace_events import SCHEMA
@@ -250,7 +251,11 @@ class Trace:
         return self._batch
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event by one write to the operating system, and tell the listener; not while there is a record."""
+        """Append one event, and tell the listener; not while there is a record.
+
+        Raises:
+            InvalidArgument: the file cannot be written; the events before it stay whole, and no more are written.
+        """
         if not self.writing:
             return
         told = {"event": event, "time": round(self.now(), 6), **fields}
@@ -261,8 +266,11 @@ class Trace:
         if self._keep is not None:  # not before now: a record that turns out to be of another search stays as it is
             os.ftruncate(self._file, self._keep)
             self._keep = None
-        line = json.dumps(told, separators=(",", ":"))
-        os.write(self._file, line.encode() + b"\n")
+        try:
+            append(self._file, json.dumps(told, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            self.close()
+            raise _unwritable(self.path, error) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -284,4 +292,8 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        raise InvalidArgument("trace", str(path), f"cannot be written: {error.strerror}") from None
+        raise _unwritable(str(path), error) from None
+
+
+def _unwritable(path: str, error: OSError) -> InvalidArgument:
+    return InvalidArgument("trace", path, f"cannot be written: {error.strerror}")

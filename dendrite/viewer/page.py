@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from dendrite.errors import InvalidArgument
+from dendrite.files import replace
 from dendrite.search.trace_file import TraceTree, read_trace
 
 _PARTS = (
@@ -48,10 +48,7 @@ def render(traces: Sequence[Path | str], out: Path | str) -> None:
     """
     if not traces:
         raise InvalidArgument("traces", traces, "must name at least one file")
-    out = Path(out)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_text(_page([read_trace(path) for path in traces]), encoding="utf-8", newline="\n")
-    os.replace(partial, out)
+    replace(Path(out), _page([read_trace(path) for path in traces]).encode())
 
 
 def viewer_script() -> str:

@@ -16,6 +16,7 @@ from dendrite.job_lock import JobLocked
 from dendrite.jobs import Outcome
 from dendrite.search.result import SearchResult
 from dendrite.search.tasks.countdown import Countdown
+from tests.full_disk import full_disk
 
 TASKS = [Countdown((1, number), 1 + number) for number in range(2, 10)]
 INPUTS = [task_digest(task) for task in TASKS]
@@ -141,3 +142,15 @@ def test_other_files_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
 def test_a_digest_is_of_the_content() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
     assert len(set(INPUTS)) == len(INPUTS)
+
+
+def test_a_line_that_the_disk_had_no_room_for_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    with JobFile(path, INPUTS) as file:
+        file.write(outcome(0), 1)
+        with full_disk(path.stat().st_size + 20), pytest.raises(JobFileError, match=r"o\.jsonl: cannot be written"):
+            file.write(outcome(1), 1)
+        assert (file.pending()[0], indices(path)) == (1, [0])
+        file.write(outcome(1), 1)
+        assert indices(path) == [0, 1]
+        assert Contents.read(path) == file.contents

@@ -15,6 +15,7 @@ from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
 from dendrite.search.task import Split, Task
 from dendrite.search.tasks.countdown import Countdown
+from tests.full_disk import full_disk
 
 TASKS = [Countdown((1, number), 1 + number) for number in range(2, 8)]
 
@@ -145,3 +146,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgument, match="out="):
         OutcomeFile(tmp_path / "file" / "out.jsonl")
+
+
+def test_a_line_that_the_disk_had_no_room_for_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with OutcomeFile(path) as file:
+        file.write(Outcome(0, TASKS[0], solved(TASKS[0])))
+        whole = path.read_bytes()
+        with full_disk(len(whole) + 20), pytest.raises(InvalidArgument, match=r"out=.*cannot be written"):
+            file.write(Outcome(1, TASKS[1], solved(TASKS[1])))
+        assert path.read_bytes() == whole

@@ -20,6 +20,7 @@ from dendrite.search.replay import replay
 from dendrite.search.trace import Trace
 from tests.dendrite.search.frontier import Distinct
 from tests.dendrite.search.synthetic import Puzzle, TreeBackend, binary, leaves
+from tests.full_disk import full_disk
 
 DEPTH = 4
 VALUES = {"".join(f"{step}\n" for step in path): Random(path).random() for d in range(1, 5) for path in leaves(d)}
@@ -226,3 +227,15 @@ class TestReplay:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
         with pytest.raises(TraceError, match="before the prompt"):
             await replay(path)
+
+
+async def test_a_full_disk_ends_the_search_with_whole_events_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    backend = world()
+    with full_disk(2_000), pytest.raises(InvalidArgument, match=r"trace=.*trace\.jsonl.*cannot be written"):
+        await run(path, backend, in_flight=1)
+    assert backend.held == []
+    assert path.stat().st_size <= 2_000
+    assert [event["event"] for event in events(path)][:2] == ["search", "root"]
+    expected = await run(tmp_path / "other.jsonl", world(), in_flight=1)
+    assert told(await run(path, world(), resume=True, in_flight=1)) == told(expected)
