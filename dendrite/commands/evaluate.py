@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dendrite.commands import options
+from dendrite.commands.files import read_text
 from dendrite.commands.group import Commands
 from dendrite.errors import InvalidArgument
 
@@ -66,34 +67,22 @@ def perplexity(
     from dendrite.evaluation.windows import sliding_windows
 
     config = checked(EngineConfig, {"device": device, "dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype})
-    longest = window + bos
+    text, longest = read_text("data", data), window + bos
     subject = _load(model, config, longest)
-    tokens = subject.tokenizer.encode(read_text(data), add_special_tokens=False)
+    tokens = subject.tokenizer.encode(text, add_special_tokens=False)
     stride = stride if stride is not None else max(1, window // 2)
     windows = sliding_windows(tokens, window, stride, _bos(subject.tokenizer, model) if bos else None)
     other = None
     if against is not None:
         plain = config.model_copy(update={"quantize": None, "kv_dtype": "auto"})
         other = _load(against, plain, longest)
-        if other.tokenizer.encode(read_text(data), add_special_tokens=False) != tokens:
+        if other.tokenizer.encode(text, add_special_tokens=False) != tokens:
             raise InvalidArgument("against", against, f"must split the text into the same tokens as {model}")
     found = evaluate(subject.scorer, windows, other.scorer if other is not None else None)
     reference = evaluate(other.scorer, windows) if other is not None else None
     stated = {"model": model, "data": str(data), "window": window, "stride": stride, "bos": bos}
     settings = {"quantize": quantize, "kv_dtype": kv_dtype, "weight_bytes": subject.weight_bytes}
     _show({**stated, **settings, **_measured(found, reference, against)}, as_json)
-
-
-def read_text(path: Path) -> str:
-    """A text file.
-
-    Raises:
-        InvalidArgument: it cannot be read as UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument("data", str(path), f"cannot be read: {error}") from error
 
 
 def _load(model: str, config: EngineConfig, longest: int) -> _Subject:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dendrite.commands.files import read_text
 from dendrite.config import checked
-from dendrite.errors import InvalidArgument
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.grammar.spec import Grammar
 
@@ -19,10 +19,6 @@ def load_schema(file: Path) -> Grammar:
     """
     from dendrite.grammar.support import check_grammar  # loads llguidance
 
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument("json_schema", str(file), f"cannot be read: {error}") from error
-    grammar = checked(Grammar, {"json_schema": text, "white_space": False})
+    grammar = checked(Grammar, {"json_schema": read_text("json_schema", file), "white_space": False})
     check_grammar(grammar, GrammarLimits())
     return grammar

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from dendrite.commands import options
+from dendrite.commands.files import read_text
 from dendrite.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -39,14 +40,14 @@ def quantize(
     scales = _one_of("scales", scales, get_args(WeightScales))
     granularity = cast("Granularity", _one_of("kv-scales", kv_scales, get_args(Granularity)))
     source = resolve(model)
-    found = _calibrated(source, calibrate, granularity, tokens, device) if calibrate is not None else None
+    text = read_text("calibrate", calibrate) if calibrate is not None else None
+    found = _calibrated(source, text, granularity, tokens, device) if text is not None else None
     written = write_quantized(source, out, cast("Format", form), scales=cast("WeightScales", scales), kv_scales=found)
     typer.echo(f"{out}: {written:,} bytes of tensors")
 
 
-def _calibrated(source: Path, text: Path, granularity: Granularity, most: int, device: str) -> Tensor:
+def _calibrated(source: Path, text: str, granularity: Granularity, most: int, device: str) -> Tensor:
     """Scales of keys and values on a text, in windows of its tokens."""
-    from dendrite.commands.evaluate import read_text
     from dendrite.config import EngineConfig, checked
     from dendrite.engine.device import choose_device
     from dendrite.model.decoder import Decoder
@@ -55,7 +56,7 @@ def _calibrated(source: Path, text: Path, granularity: Granularity, most: int, d
 
     config = checked(EngineConfig, {"device": device})
     decoder = Decoder.from_folder(source, device=choose_device(config))
-    ids = Tokenizer.from_folder(source).encode(read_text(text))[:most]
+    ids = Tokenizer.from_folder(source).encode(text)[:most]
     size = min(_CALIBRATION_WINDOW, decoder.config.max_context)
     return calibrate(decoder, [ids[at : at + size] for at in range(0, len(ids), size)], granularity)
 

@@ -102,6 +102,7 @@ def test_quantise_writes_a_folder_that_runs(model: Path, text: Path, tmp_path: P
         (("eval", "perplexity", "{model}", "--data", "{text}", "--window", "4000"), "limit of 512"),
         (("quantize", "{model}", "--out", "{out}", "--format", "int3"), "format"),
         (("quantize", "{model}", "--out", "{out}", "--format", "mxfp8", "--scales", "tensor"), "scales"),
+        (("quantize", "{model}", "--out", "{out}", "--calibrate", "missing.txt"), "calibrate="),
     ],
 )
 def test_wrong_usage_names_the_field(
