@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from dendrite.commands import options
+from dendrite.commands.problems import DEFAULT_COUNT, parse_budget
 from dendrite.commands.running import Job, Place, run_job
 from dendrite.errors import InvalidArgument
-from dendrite.search.budget import Budget
-from dendrite.search.run import DEFAULT_BUDGET, parse_algorithm
+from dendrite.search.run import parse_algorithm
 from dendrite.search.task import Task
 from dendrite.search.tasks import TASKS, Countdown
 
@@ -21,7 +21,7 @@ def solve(
     task: Annotated[str, typer.Option(help=f"Kind of problem: {', '.join(TASKS)}.")] = "countdown",
     problem_count: Annotated[
         int, typer.Option("--problems", min=1, max=100_000, help="How many problems to draw.")
-    ] = 20,
+    ] = DEFAULT_COUNT,
     numbers: Annotated[str | None, typer.Option(help="One Countdown problem: its numbers, such as 3,7,8,25.")] = None,
     target: Annotated[int | None, typer.Option(help="One Countdown problem: its target.")] = None,
     algorithm: options.AlgorithmName = "mcts",
@@ -43,7 +43,7 @@ def solve(
     Searches run on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else one started for this run.
     """
     tasks = _tasks(task, problem_count, numbers, target, seed)
-    budget = DEFAULT_BUDGET if budget_tokens is None and seconds is None else Budget(budget_tokens, seconds)
+    budget = parse_budget(budget_tokens, seconds, None, None, None)
     settings = {} if in_flight is None else {"in_flight": in_flight}
     parse_algorithm(algorithm, settings)
     job = Job(tasks, algorithm, budget, seed, concurrency, settings)
@@ -56,7 +56,8 @@ def _tasks(kind: str, count: int, numbers: str | None, target: int | None, seed:
     if numbers is None and target is None:
         return TASKS[kind](count, seed)
     if kind != "countdown":
-        raise InvalidArgument("numbers", numbers, f"go with the task countdown, not {kind}")
+        field, value = ("numbers", numbers) if numbers is not None else ("target", target)
+        raise InvalidArgument(field, value, f"goes with the task countdown, not {kind}")
     if numbers is None or target is None:
         raise InvalidArgument("target" if target is None else "numbers", None, "numbers and target go together")
     try:

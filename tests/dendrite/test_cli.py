@@ -116,6 +116,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
         (["--numbers", "3", "--target", "4"], ["numbers", "2 to 6"]),
         (["--numbers", "3,4"], ["target", "go together"]),
         (["--target", "4"], ["numbers", "go together"]),
+        (["--target", "4", "--task", "game24"], ["target=4", "countdown"]),
+        (["--numbers", "3,4", "--task", "game24"], ["numbers='3,4'", "countdown"]),
         (["--out", "/"], ["out", "cannot be written"]),
         (["--nonsense"], ["--nonsense"]),
     ],
