@@ -42,8 +42,8 @@ def replay(
     tree = read_trace(trace)
     result = asyncio.run(replay_search(trace))
     console = Console()
-    if nodes:
-        console.print(_printed(tree, nodes))
+    for printed in _printed(tree, nodes):
+        console.print(printed)
     console.print(
         f"{result.algorithm} on {result.task}: {result.stop_reason}, reward {result.reward:g}, "
         f"{result.expansions} expansions, {result.nodes} nodes, {result.tokens} tokens",
@@ -87,12 +87,12 @@ def export(
     elif len(trees) > 1:
         raise InvalidArgument("traces", len(trees), "a Graphviz file holds one trace")
     else:
-        out.write_text(to_graphviz(trees[0], top=top))
+        out.write_text(to_graphviz(trees[0], top=top), encoding="utf-8")
     typer.echo(f"written to {out}")
 
 
-def _printed(tree: TraceTree, most: int) -> Tree:
-    """The nodes of the most visits as a tree to print."""
+def _printed(tree: TraceTree, most: int) -> list[Tree]:
+    """The nodes of the most visits as trees to print, one for each prompt that is among them."""
     ranked = sorted(tree.nodes.values(), key=lambda node: (-node.visits, node.id))
     shown = {node.id for node in ranked[:most]}
     printed: dict[int, Tree] = {}
@@ -102,7 +102,7 @@ def _printed(tree: TraceTree, most: int) -> Tree:
         above = printed.get(node.parent) if node.parent is not None else None
         label = Text.assemble((_line(node), "bold" if node.solved else ""), (f"  {_figures(node)}", "dim"))
         printed[node.id] = above.add(label) if above is not None else Tree(label)
-    return printed[min(shown)]
+    return [printed[root.id] for root in tree.roots if root.id in shown]
 
 
 def _line(node: TraceNode) -> str:

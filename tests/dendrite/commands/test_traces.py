@@ -14,6 +14,9 @@ from dendrite.engine.engine import Engine
 from dendrite.search import Budget, run_search
 from dendrite.search.packed import PackedTrees
 from dendrite.search.tasks import Countdown
+from dendrite.search.trace_file import read_trace
+from tests.dendrite.search.frontier import Distinct
+from tests.dendrite.search.synthetic import Puzzle
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,17 @@ def test_a_replay_prints_the_tree_and_agrees(trace: Path) -> None:
     assert "the replay agrees with the trace" in result.stdout
     assert run("replay", trace, "--nodes", 0).stdout.count("\n") == 2
     assert trace.read_bytes() == before
+
+
+def test_a_replay_prints_the_tree_of_each_prompt(tmp_path: Path) -> None:
+    world = Distinct({"": {"a\n": 1.0}}, {"": 0.5})
+    task = Puzzle({"a\n": 0.2})
+    path = tmp_path / "several.jsonl"
+    run_search(task, world, "lats", Budget(tokens=60), trace=path, failures=1)
+    assert len(read_trace(path).roots) > 1
+    result = run("replay", path, "--nodes", 1_000)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("prompt") == len(read_trace(path).roots)
 
 
 def test_a_replay_that_differs_is_an_error(trace: Path, tmp_path: Path) -> None:
