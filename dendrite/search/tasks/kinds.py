@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
@@ -22,16 +22,8 @@ def _json_schema(schema: Mapping[str, Any], instruction: str) -> Task:
     return JsonSchema(schema, instruction)
 
 
-def _countdown(numbers: Sequence[int], target: int) -> Task:
-    return Countdown(tuple(numbers), target)
-
-
-def _game24(numbers: Sequence[int]) -> Task:
-    return Game24(tuple(numbers))
-
-
 KINDS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"countdown": _countdown, "game24": _game24, "arithmetic": Arithmetic, "json_schema": _json_schema}
+    {"countdown": Countdown, "game24": Game24, "arithmetic": Arithmetic, "json_schema": _json_schema}
 )
 """By name, what makes a task of its fields."""
 

@@ -30,7 +30,8 @@ def test_each_kind_is_made_of_its_fields() -> None:
     ("kind", "fields", "named"),
     [
         ("countdown", {"numbers": [3, 7]}, "target"),
-        ("countdown", {"numbers": 3, "target": 9}, "not iterable"),
+        ("countdown", {"numbers": 3, "target": 9}, "numbers=3: must be 2 to 6 whole numbers"),
+        ("game24", {"numbers": 3}, "numbers=3: must be 4 whole numbers"),
         ("countdown", {"numbers": [3, 7], "target": 9, "hint": 1}, "hint"),
         ("arithmetic", {"a": -1, "b": 2, "operator": "+"}, "a=-1"),
         ("json_schema", {"schema": {"type": "nothing"}, "instruction": "A thing: "}, "type"),
