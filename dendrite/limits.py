@@ -11,9 +11,15 @@ def check_whole(field: str, value: object, least: int, most: int | None = None) 
     Raises:
         InvalidArgument: names the field and the limit.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+    if not is_whole(value, least, most):
         limit = f"at least {least}" if most is None else f"{least} to {most}"
         raise InvalidArgument(field, value, f"must be a whole number, {limit}")
+
+
+def is_whole(value: object, least: int, most: int | None = None) -> bool:
+    """Whether this is an integer, not a boolean, from `least` to `most` (None: without end)."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and least <= value and (most is None or value <= most)
 
 
 def check_positive_seconds(field: str, value: float) -> None:

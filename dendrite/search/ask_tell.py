@@ -14,6 +14,7 @@ from typing import Generic
 
 from dendrite.config import MAX_SEED
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole
 from dendrite.search.policies import ROOT, AbMctsA, BestFirst, Place, Policy, StateT, UctPolicy
 from dendrite.search.thompson import Tally
 
@@ -82,8 +83,7 @@ class AskTell(Generic[StateT]):
         """
         if not isinstance(policy, Policy):
             raise InvalidArgument("policy", policy, "must be a policy, such as UctPolicy()")
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-            raise InvalidArgument("seed", seed, "must be a whole number, 0 to 2^63 - 1")
+        check_whole("seed", seed, 0, MAX_SEED)
         self.policy = policy
         self.seed = seed
         self._places: dict[int, Place[StateT]] = {ROOT: Place(state=root)}
@@ -103,8 +103,7 @@ class AskTell(Generic[StateT]):
         Raises:
             InvalidArgument: `k` is not a whole number, at least 0.
         """
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-            raise InvalidArgument("k", k, "must be a whole number, at least 0")
+        check_whole("k", k, 0)
         asks: list[Ask[StateT]] = []
         while len(asks) < k:
             node = self.policy.select(self._places, self.seed)

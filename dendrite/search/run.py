@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from dendrite.config import MAX_SEED, checked
 from dendrite.errors import InvalidArgument, RunningEventLoop, TraceEnded, TraceError
+from dendrite.limits import check_whole
 from dendrite.search.abmcts import AbMcts
 from dendrite.search.algorithm import Algorithm, AlgorithmOptions
 from dendrite.search.backend import Backend
@@ -146,8 +147,7 @@ async def run_search_async(
         TraceError: The trace can't be read, or is of another search.
     """
     kind, parsed = parse_algorithm(algorithm, options)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        raise InvalidArgument("seed", seed, "must be a whole number, 0 to 2^63 - 1")
+    check_whole("seed", seed, 0, MAX_SEED)
     if resume and trace is None:
         raise InvalidArgument("resume", resume, "needs the trace to go on from")
     source = value_source(values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dendrite.errors import InvalidArgument
 from dendrite.grammar.spec import Grammar
+from dendrite.limits import check_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,7 @@ class Split:
     stop: tuple[str, ...] = ("\n",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_tokens, int) or isinstance(self.max_tokens, bool) or self.max_tokens < 1:
-            raise InvalidArgument("split.max_tokens", self.max_tokens, "must be a whole number, at least 1")
+        check_whole("split.max_tokens", self.max_tokens, 1)
         stop: object = self.stop
         if not isinstance(stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise InvalidArgument("split.stop", self.stop, "must be a tuple of texts that are not empty")

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias, get_args
 
 from dendrite.config import MAX_SEED
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole
 from dendrite.search.task import Split, Task
 
 Operator: TypeAlias = Literal["+", "-", "*"]
@@ -76,8 +77,7 @@ class Arithmetic(Task):
 
     def __post_init__(self) -> None:
         for name, value in (("a", self.a), ("b", self.b)):
-            if not _whole(value, 0, _MAX_OPERAND):
-                raise InvalidArgument(name, value, f"must be a whole number, 0 to {_MAX_OPERAND}")
+            check_whole(name, value, 0, _MAX_OPERAND)
         if self.operator not in OPERATORS:
             raise InvalidArgument("operator", self.operator, f"must be one of {', '.join(OPERATORS)}")
 
@@ -151,14 +151,10 @@ def problems(n: int, seed: int = 0, *, digits: int = 3, operators: Sequence[Oper
         InvalidArgument: `n` is not in 1 .. 100,000 or greater than the number of such problems, `seed` not in
             0 .. 2^63 - 1, `digits` not in 1 .. 18, or `operators` is empty or holds one twice or one that is not known.
     """
-    if not _whole(seed, 0, MAX_SEED):
-        raise InvalidArgument("seed", seed, f"must be a whole number, 0 to {MAX_SEED}")
-    if not _whole(digits, 1, MAX_DIGITS):
-        raise InvalidArgument("digits", digits, f"must be a whole number, 1 to {MAX_DIGITS}")
+    check_whole("seed", seed, 0, MAX_SEED)
+    check_whole("digits", digits, 1, MAX_DIGITS)
     chosen = _operators(operators)
-    limit = min(_MAX_PROBLEMS, len(chosen) * (9 * 10 ** (digits - 1)) ** 2)
-    if not _whole(n, 1, limit):
-        raise InvalidArgument("n", n, f"must be a whole number, 1 to {limit}")
+    check_whole("n", n, 1, min(_MAX_PROBLEMS, len(chosen) * (9 * 10 ** (digits - 1)) ** 2))
     rng = Random(f"arithmetic {digits} {' '.join(chosen)} {seed}")
     found: dict[Arithmetic, None] = {}
     while len(found) < n:
@@ -183,7 +179,3 @@ def _number(rng: Random, digits: int) -> int:
     """A number of so many digits, each drawn by itself: one draw has too few bits for 18."""
     first = 1 + int(rng.random() * 9)
     return int("".join([str(first), *(str(int(rng.random() * 10)) for _ in range(digits - 1))]))
-
-
-def _whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from dendrite.config import MAX_SEED
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole, is_whole
 from dendrite.search.task import Split, Task
 
 DataSplit: TypeAlias = Literal["train", "validation", "test"]
@@ -58,10 +59,9 @@ class Countdown(Task):
             numbers = tuple(self.numbers)
         except TypeError as error:
             raise InvalidArgument("numbers", self.numbers, limit) from error
-        if not 2 <= len(numbers) <= _MAX_COUNT or not all(_whole(n, 1, _MAX_GIVEN) for n in numbers):
+        if not 2 <= len(numbers) <= _MAX_COUNT or not all(is_whole(n, 1, _MAX_GIVEN) for n in numbers):
             raise InvalidArgument("numbers", numbers, limit)
-        if not _whole(self.target, 0, _MAX_TARGET):
-            raise InvalidArgument("target", self.target, f"must be a whole number, 0 to {_MAX_TARGET}")
+        check_whole("target", self.target, 0, _MAX_TARGET)
         object.__setattr__(self, "numbers", tuple(sorted(numbers)))
 
     @property
@@ -165,10 +165,8 @@ def problems(n: int, seed: int = 0, split: DataSplit = "test") -> list[Countdown
     Raises:
         InvalidArgument: `n` is not in 1 .. 100,000, `seed` not in 0 .. 2^63 - 1, or there is no such split.
     """
-    if not _whole(n, 1, _MAX_PROBLEMS):
-        raise InvalidArgument("n", n, f"must be a whole number, 1 to {_MAX_PROBLEMS}")
-    if not _whole(seed, 0, MAX_SEED):
-        raise InvalidArgument("seed", seed, f"must be a whole number, 0 to {MAX_SEED}")
+    check_whole("n", n, 1, _MAX_PROBLEMS)
+    check_whole("seed", seed, 0, MAX_SEED)
     if split not in get_args(DataSplit):
         raise InvalidArgument("split", split, f"must be one of {', '.join(get_args(DataSplit))}")
     rng = Random(f"countdown {split} {seed}")
@@ -224,7 +222,3 @@ def draw(rng: Random) -> tuple[tuple[int, ...], int, str]:
 
 def _spaced(numbers: Iterable[int]) -> str:
     return " ".join(map(str, numbers))
-
-
-def _whole(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from dendrite.config import MAX_SEED
 from dendrite.errors import InvalidArgument
+from dendrite.limits import check_whole
 from dendrite.search.tasks.countdown import Countdown
 
 TARGET = 24
@@ -73,11 +74,9 @@ def problems(n: int, seed: int = 0, *, by_rule: bool = True) -> list[Game24]:
     Raises:
         InvalidArgument: `n` is not in 1 .. the number of puzzles, or `seed` not in 0 .. 2^63 - 1.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
-        raise InvalidArgument("seed", seed, f"must be a whole number, 0 to {MAX_SEED}")
+    check_whole("seed", seed, 0, MAX_SEED)
     deck = puzzles(by_rule=by_rule)
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= len(deck):
-        raise InvalidArgument("n", n, f"must be a whole number, 1 to {len(deck)}: there are no more puzzles")
+    check_whole("n", n, 1, len(deck))  # there are no more puzzles
     rng = Random(f"game24 {seed}")
     rank = {puzzle: rng.random() for puzzle in deck}
     return sorted(deck, key=rank.__getitem__)[:n]

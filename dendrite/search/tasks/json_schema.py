@@ -26,6 +26,7 @@ from dendrite.errors import GrammarError, InvalidArgument
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.grammar.spec import Grammar
 from dendrite.grammar.support import check_grammar
+from dendrite.limits import check_whole
 from dendrite.search.task import Split, Task
 
 _DEFAULT_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -80,8 +81,7 @@ class JsonSchema(Task):
             raise InvalidArgument("instruction", self.instruction, "must be a text that is not empty")
         if not isinstance(self.split, Split):
             raise InvalidArgument("split", self.split, "must be a Split")
-        if not isinstance(self.max_depth, int) or isinstance(self.max_depth, bool) or self.max_depth < 1:
-            raise InvalidArgument("max_depth", self.max_depth, "must be a whole number, at least 1")
+        check_whole("max_depth", self.max_depth, 1)
         object.__setattr__(self, "schema", _own(self.schema))
         _check(self.schema)
         object.__setattr__(self, "_empty", _matcher())
