@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO, TypeAlias, cast, get_args
+from typing import Any, Literal, TextIO, TypeAlias, get_args
 
 from dendrite.errors import InvalidArgument
 
@@ -89,7 +89,7 @@ def set_up_logs(form: str, level: str = "info", stream: TextIO | None = None) ->
     if level not in LEVELS:
         raise InvalidArgument("log_level", level, f"must be one of {', '.join(LEVELS)}")
     handler = _Handler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(JsonFormatter() if cast(LogFormat, form) == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for old in [each for each in logger.handlers if isinstance(each, _Handler)]:

@@ -24,8 +24,7 @@ OptionsT = TypeVar("OptionsT", bound=AlgorithmOptions)
 class Algorithm(ABC, Generic[OptionsT]):
     """One run of an algorithm.
 
-    `run` may be cancelled at any wait, which is how a deadline ends it; `best` and `nodes` then tell what it
-    had.
+    `run` may be cancelled at any wait, which is how a deadline ends it; `best` and `nodes` then tell what it had.
     """
 
     name: ClassVar[str]

@@ -45,12 +45,11 @@ class Landing(Generic[Owner]):
 class Flights(Generic[Owner]):
     """The expansions in flight, each on behalf of some owner. Leaving the context cancels what is left.
 
-    Completion-driven: `landed` returns as soon as any expansion has returned, and gives those that have in
-    the order in which they were started, so that a search replays exactly on a backend that does. In an ordered session
-    it waits for the one that was started first, whatever else has returned, so that a search does not depend on timing
-    at all. Where the session
-    has the record of an earlier run, expansions return as they did then; those that had not returned start anew once
-    the record ends.
+    Completion-driven: `landed` returns as soon as any expansion has returned, and gives those that have in the order in
+    which they were started, so that a search replays exactly on a backend that does. In an ordered session it waits for
+    the one that was started first, whatever else has returned, so that a search does not depend on timing at all. Where
+    the session has the record of an earlier run, expansions return as they did then; those that had not returned start
+    anew once the record ends.
     """
 
     def __init__(self, session: Session, temperature: float) -> None:

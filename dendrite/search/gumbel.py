@@ -91,7 +91,8 @@ def improved_policy(
     ]
     top = max(logits, default=0.0)
     weights = [math.exp(logit - top) for logit in logits]
-    return [each / sum(weights) for each in weights]
+    total = sum(weights)
+    return [each / total for each in weights]
 
 
 class SequentialHalving:

@@ -128,7 +128,7 @@ class SelfConsistency(Algorithm[SelfConsistencyOptions]):
 
     def _quality(self, chain: Chain) -> float:
         by: Aggregate = "last" if self.options.weights == "count" else self.options.weights
-        return aggregate([_quality(thought) for thought in chain.thoughts], by)
+        return aggregate([_step_value(thought) for thought in chain.thoughts], by)
 
     @property
     def nodes(self) -> int:
@@ -136,6 +136,6 @@ class SelfConsistency(Algorithm[SelfConsistencyOptions]):
         return 1 + sum(len(chain.thoughts) for chain in self._chains)
 
 
-def _quality(thought: Thought) -> float:
+def _step_value(thought: Thought) -> float:
     """The value of a step, or the reward of an end that has none."""
     return (thought.worth if thought.value is None else thought.value) or 0.0

@@ -23,8 +23,6 @@ _DECISION = -2
 """Ends the paths that key decisions, so that no expansion shares a seed with one."""
 _LEAST_CHI2 = 1e-300
 """Rounding may make a draw of chi-squared 0, by which can't be divided."""
-
-
 _BITS = 1074
 """Every finite double is a whole multiple of 2^-1074."""
 

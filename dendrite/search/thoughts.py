@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import insort
 from typing import Annotated, ClassVar, TypeVar
 
@@ -71,9 +72,9 @@ class _Thoughts(Algorithm[OptionsT]):
             if not proposal.thought.ended:
                 self._consider(proposal, value)
 
+    @abstractmethod
     def _consider(self, proposal: Site, value: float) -> None:
         """Keep a proposal that something may follow, or give it up."""
-        raise NotImplementedError
 
     def best(self) -> Thought | None:
         """The best rewarded end, else the end or leaf of the highest value, be it one that was not followed."""
