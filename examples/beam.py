@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from dendrite import Budget, Engine, run_search
 from dendrite.search.result import SearchResult
 from dendrite.search.tasks.countdown import Countdown
-from dendrite.search.trace_file import TraceNode, TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceNode, TraceTree
 
 TASK = Countdown((3, 7, 8, 25), target=92)
 SHOWN = 6

@@ -18,7 +18,8 @@ from dendrite.errors import InvalidArgument
 from dendrite.search.exports import to_graphviz
 from dendrite.search.packed import pack
 from dendrite.search.replay import replay as replay_search
-from dendrite.search.trace_file import TraceNode, TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceNode, TraceTree
 from dendrite.viewer.page import render
 
 Traces = Annotated[list[Path], typer.Argument(help="Traces, as `--traces` and `run_search(trace=…)` write them.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dendrite.errors import InvalidArgument
-from dendrite.search.trace_file import TraceNode, TraceTree
+from dendrite.search.trace_tree import TraceNode, TraceTree
 
 _LABEL_LIMIT: Final = 48
 _OPEN, _UNSEEN, _FAILED, _SOLVED = "#ffffff", "#e8eaed", "#f6dcd8", "#cfead9"

@@ -11,9 +11,10 @@ from typing import Any, Generic, TypeVar
 from dendrite.config import Continuation, SamplingParams
 from dendrite.errors import TraceError
 from dendrite.search.budget import Grant
+from dendrite.search.events import ExpansionDone
 from dendrite.search.expansion import Expansion
 from dendrite.search.seeds import derive_seed
-from dendrite.search.session import ExpansionDone, Session
+from dendrite.search.session import Session
 from dendrite.search.thought import Thought
 from dendrite.search.trace import Recorded
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dendrite.errors import InvalidArgument, TraceError
-from dendrite.search.trace_file import TraceNode, TraceTree
+from dendrite.search.trace_tree import TraceNode, TraceTree
 
 Ints: TypeAlias = NDArray[np.int32]
 Offsets: TypeAlias = NDArray[np.int64]

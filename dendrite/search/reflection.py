@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from dendrite.config import SamplingParams
 from dendrite.errors import ContextOverflow, InvalidArgument
+from dendrite.search.events import ExpansionDone, SearchEvent
 from dendrite.search.expansion import Expansion
 from dendrite.search.flights import Flights
-from dendrite.search.session import ExpansionDone, SearchEvent, Session
+from dendrite.search.session import Session
 from dendrite.search.task import Split, Task
 from dendrite.search.thought import Thought
 

@@ -19,6 +19,7 @@ from dendrite.search.beam import Beam
 from dendrite.search.best_of_n import BestOfN
 from dendrite.search.budget import Budget
 from dendrite.search.dvts import Dvts
+from dendrite.search.events import SearchEvent
 from dendrite.search.greedy import Greedy
 from dendrite.search.lats import Lats
 from dendrite.search.mcts import Mcts
@@ -26,7 +27,7 @@ from dendrite.search.particle import ParticleFilter
 from dendrite.search.rebase import Rebase
 from dendrite.search.result import SearchResult, StopReason
 from dendrite.search.self_consistency import SelfConsistency
-from dendrite.search.session import SearchEvent, Session
+from dendrite.search.session import Session
 from dendrite.search.task import Task
 from dendrite.search.thought import SOLVED, Thought
 from dendrite.search.thoughts import TotBfs, TotDfs

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 from dendrite.config import SamplingParams
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search.actions import append_actions
 from dendrite.search.backend import Backend, Branch, NodeRef
 from dendrite.search.budget import Budget, Meter, Rates
+from dendrite.search.events import SearchEvent, TerminalFound
 from dendrite.search.expansion import Child, Expansion, check_some_began
 from dendrite.search.holdings import Holdings
 from dendrite.search.task import Task
@@ -21,25 +22,6 @@ from dendrite.search.thought import Thought
 from dendrite.search.trace import Trace
 from dendrite.search.trace_events import SCHEMA
 from dendrite.search.values import Candidate, HeadValues, ValueSource, valued
-
-
-@dataclass(frozen=True, slots=True)
-class ExpansionDone:
-    """An expansion has returned; the totals of the search so far."""
-
-    expansions: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TerminalFound:
-    """A path has come to its end. Its reward is None where the search may not see it."""
-
-    text: str
-    reward: float | None
-
-
-SearchEvent: TypeAlias = ExpansionDone | TerminalFound
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dendrite.errors import InvalidArgument
 from dendrite.files import replace
-from dendrite.search.trace_file import TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceTree
 
 _PARTS = (
     "dom",

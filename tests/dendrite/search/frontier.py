@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dendrite.config import SamplingParams
 from dendrite.search.backend import Branch, NodeRef
 from dendrite.search.budget import Budget
+from dendrite.search.events import SearchEvent, TerminalFound
 from dendrite.search.run import run_search_async
-from dendrite.search.session import SearchEvent, TerminalFound
 from tests.dendrite.search.synthetic import Puzzle, Table, TreeBackend, binary
 
 

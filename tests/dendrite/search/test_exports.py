@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dendrite.errors import InvalidArgument
 from dendrite.search.exports import to_graphviz
-from dendrite.search.trace_file import TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceTree
 from tests.dendrite.search.traces import Event, synthesize, traces, write_trace
 
 STRING = r'"(?:[^"\\\0]|\\.)*"'

@@ -10,9 +10,10 @@ from dendrite.engine.engine import Engine
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search import Budget, run_search, run_search_async
 from dendrite.search import frontier as toolkit
+from dendrite.search.events import SearchEvent, TerminalFound
 from dendrite.search.flights import Flights
 from dendrite.search.frontier import Draws, Site, places, release, worth_of
-from dendrite.search.session import SearchEvent, Session, TerminalFound
+from dendrite.search.session import Session
 from dendrite.search.tasks.countdown import Countdown
 from dendrite.search.thought import Thought
 from tests.dendrite.search.frontier import Distinct

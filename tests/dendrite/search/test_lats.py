@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from dendrite.engine.engine import Engine
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search.budget import Budget
+from dendrite.search.events import ExpansionDone, SearchEvent, TerminalFound
 from dendrite.search.lats import Lats, LatsOptions
 from dendrite.search.run import run_search, run_search_async
-from dendrite.search.session import ExpansionDone, SearchEvent, Session, TerminalFound
+from dendrite.search.session import Session
 from dendrite.search.tasks.countdown import Countdown
 from dendrite.search.trace import read_lines
 from dendrite.search.tree import SearchNode

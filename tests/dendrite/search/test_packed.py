@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dendrite.errors import InvalidArgument, TraceError
 from dendrite.search.packed import PackedTrees, pack
-from dendrite.search.trace_file import TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceTree
 from tests.dendrite.search.traces import synthesize, write_trace
 
 NAMES = [field.name for field in fields(PackedTrees)]

@@ -8,9 +8,10 @@ import pytest
 from dendrite.errors import ContextOverflow
 from dendrite.search.backend import Branch
 from dendrite.search.budget import Budget
+from dendrite.search.events import ExpansionDone, SearchEvent, TerminalFound
 from dendrite.search.expansion import Expansion
 from dendrite.search.flights import Flights
-from dendrite.search.session import ExpansionDone, SearchEvent, Session, TerminalFound
+from dendrite.search.session import Session
 from dendrite.search.thought import Thought
 from dendrite.search.trace import Trace
 from tests.dendrite.search.synthetic import Puzzle, TreeBackend, binary, uniform

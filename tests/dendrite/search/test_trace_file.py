@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dendrite.errors import DendriteError, TraceError
-from dendrite.search.trace_file import TraceTree, read_trace
+from dendrite.search.trace_file import read_trace
+from dendrite.search.trace_tree import TraceTree
 from tests.dendrite.search.traces import Event, dump, synthesize, traces, write_trace
 
 HEADER: Event = {
