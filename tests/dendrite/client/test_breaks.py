@@ -1,4 +1,4 @@
-"""Both clients on streams of events that break, against a server that sends what the test has written down."""
+"""Both clients on answers and streams that break, against a server that sends what the test has written down."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         asked.append(self.path.partition("?")[2])
         self.send_response(status)
         self.send_header("content-length", str(len(body) + (not whole)))
+        if status == 503:
+            self.send_header("retry-after", "0")
         self.end_headers()
         self.wfile.write(body.encode())
 
@@ -110,3 +112,30 @@ async def test_a_refusal_that_is_not_the_servers_own_is_told_as_it_is(waiting: b
     with scripted((502, "<html>Bad gateway</html>", True)) as script, pytest.raises(RequestFailed) as caught:
         await watched(script, waiting=waiting)
     assert (caught.value.status, caught.value.message, caught.value.code) == (502, "<html>Bad gateway</html>", None)
+
+
+async def looked_up(script: Script, *, waiting: bool) -> str:
+    if waiting:
+        with Client(script.url, "key") as client:
+            return client.get_search("s").status
+    async with AsyncClient(script.url, "key") as client_:
+        return (await client_.get_search("s")).status
+
+
+@both
+async def test_a_server_that_says_later_is_asked_again_when_it_said(waiting: bool) -> None:
+    found = {"id": "s", "status": "running", "algorithm": "mcts", "task": "t", "seconds": 1.0}
+    later = (503, "", True)
+    with scripted(later, (200, json.dumps({**found, "result": None, "error": None}), True)) as script:
+        assert await looked_up(script, waiting=waiting) == "running"
+    assert len(script.asked) == 2
+    with scripted(later) as script, pytest.raises(RequestFailed, match="503"):
+        await looked_up(script, waiting=waiting)
+    assert len(script.asked) == TRIES
+
+
+@both
+async def test_an_answer_that_is_cut_off_is_asked_for_again(waiting: bool) -> None:
+    with scripted((200, "{", False)) as script, pytest.raises(httpx.RemoteProtocolError):
+        await looked_up(script, waiting=waiting)
+    assert len(script.asked) == TRIES
