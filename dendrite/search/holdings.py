@@ -107,8 +107,13 @@ class Holdings:
             id = held.parent
 
     async def close(self) -> None:
-        """Release every tree; waits for what is being rebuilt."""
-        if self._rebuilding:
-            await asyncio.gather(*self._rebuilding.values(), return_exceptions=True)
-        for root in self._roots:
-            await self._backend.release(root, subtree=True)
+        """Release every tree; waits for what is being rebuilt.
+
+        Raises:
+            Exception: the first that the backend raised for one of them, once all others have been released.
+        """
+        await asyncio.gather(*self._rebuilding.values(), return_exceptions=True)
+        releases = (self._backend.release(root, subtree=True) for root in self._roots)
+        for outcome in await asyncio.gather(*releases, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome

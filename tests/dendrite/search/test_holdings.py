@@ -6,7 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dendrite.errors import NodeReleased
+from dendrite.errors import ClusterError, NodeReleased
+from dendrite.search.backend import NodeRef
 from dendrite.search.holdings import Holdings
 from tests.dendrite.search.synthetic import TreeBackend
 
@@ -68,3 +69,19 @@ async def test_what_has_no_node_is_rebuilt_once_and_released_at_the_end() -> Non
         await holdings.ref(1, lambda: (), 0)
     await holdings.close()
     assert backend.held == []
+
+
+async def test_a_tree_that_cannot_be_released_keeps_no_other_one() -> None:
+    class Broken(TreeBackend):
+        async def release(self, node: NodeRef, *, subtree: bool = False) -> None:
+            if node == 0:
+                raise ClusterError("worker 0 is not alive")
+            await super().release(node, subtree=subtree)
+
+    backend = Broken({})
+    holdings = Holdings(backend)
+    for id in range(3):
+        holdings.root(id, await backend.prefill(f"?{id}"), 0)
+    with pytest.raises(ClusterError, match="not alive"):
+        await holdings.close()
+    assert backend.held == ["0"]
