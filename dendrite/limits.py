@@ -18,8 +18,9 @@ def check_whole(field: str, value: object, least: int, most: int | None = None) 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
     """Whether this is an integer, not a boolean, from `least` to `most` (None: without end)."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and least <= value and (most is None or value <= most)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least <= value and (most is None or value <= most)
 
 
 def check_positive_seconds(field: str, value: float) -> None:
