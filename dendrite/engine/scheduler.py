@@ -181,7 +181,8 @@ class Scheduler:
 
         Pages of idle nodes count, and are taken when they are needed. Where nothing is under way one is taken anyhow.
         """
-        candidates = [entry[1] for entry in self._waiting[: max(0, self._config.max_running - len(self.running))]]
+        taken = len(self.running) + sum(len(retip.waiting) for retip in self._retips.values())
+        candidates = [entry[1] for entry in self._waiting[: max(0, self._config.max_running - taken)]]
         if not candidates:
             return
         promised = sum(map(self._soon_needed, self._admitted()))

@@ -135,6 +135,30 @@ def test_those_that_could_not_end_together_do_not_begin_together() -> None:
     assert scheduler.preemptions == 0
 
 
+def test_no_more_run_than_may_when_a_step_has_failed() -> None:
+    """One generation waits for its hidden state while the others, whose step has failed, wait to run again."""
+    cache = KvCache(64, 8)
+    settings = EngineConfig(page_size=8, kv_tokens=64, max_running=2)
+    scheduler = Scheduler(cache, settings, longest_context=64)
+    root = cache.new_tree(list(range(8)), tree_id=1, seed=0, detokenize=lambda tokens: "")
+    cache.reserve(root, 8)
+    cache.commit(root, 8)
+    root.tip = 0
+    for order, node in enumerate([*root.fork(), *root.at(4).fork(), *root.fork(2)]):
+        scheduler.add(generation(node, 0.0, order))
+    plan = scheduler.schedule()
+    assert (len(plan.decodes), len(plan.retips)) == (1, 1)
+    scheduler.interrupted(plan.decodes)
+    for _ in range(2):
+        plan = scheduler.schedule()
+        assert len(plan.decodes) <= 2
+        for retip in plan.retips:
+            for waiting in retip.waiting:
+                waiting.tip = 1
+            scheduler.tipped(retip)
+    assert len(plan.decodes) == 2
+
+
 def test_a_prompt_and_what_was_to_follow_it_may_be_released_before_they_are_computed(
     make_engine: Callable[..., Engine],
 ) -> None:
