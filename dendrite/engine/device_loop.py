@@ -32,7 +32,7 @@ from dendrite.engine.constraints import Constraints
 from dendrite.engine.device_masks import DeviceMasks
 from dendrite.engine.generation import Generation
 from dendrite.engine.graphs import GraphPool
-from dendrite.engine.sampler import SamplingBatch, filtered
+from dendrite.engine.sampler import SamplingBatch, filtered, temperature_of
 from dendrite.engine.tips import TipStore
 from dendrite.kernels import elementwise, sampling
 from dendrite.kv.cache import KvCache
@@ -167,7 +167,7 @@ class DeviceLoop:
         for name, keys in (("seeds", [g.seed for g in generations]), ("branches", [g.branch for g in generations])):
             host[name].view(np.uint64)[:count] = np.array(keys, dtype=np.uint64)
         settings = [generation.params for generation in generations]
-        host["temperature"][:count] = [params.temperature for params in settings]
+        host["temperature"][:count] = [temperature_of(params) for params in settings]
         vocabulary = self._decoder.config.vocab_size
         host["top_k"][:count] = [min(params.top_k or vocabulary, vocabulary) for params in settings]
         host["top_p"][:count, 0] = [params.top_p for params in settings]

@@ -20,7 +20,8 @@ from dendrite.config import SamplingParams
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
-
+_COLDEST = 1e-30
+"""Divided by a lower temperature, a logit may be infinite in float32."""
 
 Keys = npt.NDArray[np.uint64]
 
@@ -74,7 +75,7 @@ class SamplingBatch:
 
         any_sampled = not all(greedy)
         return cls(
-            temperature=column([row.temperature or 1.0 for row in rows]) if any_sampled else None,
+            temperature=column([temperature_of(row) or 1.0 for row in rows]) if any_sampled else None,
             greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
             top_k=_optional_top_k(rows, vocabulary, device) if any_sampled else None,
             top_p=column([row.top_p for row in rows]) if any_sampled and any(r.top_p < 1.0 for r in rows) else None,
@@ -88,6 +89,11 @@ def _optional_top_k(rows: Sequence[SamplingParams], vocabulary: int, device: tor
         return None
     limits = [min(row.top_k or vocabulary, vocabulary) for row in rows]
     return torch.tensor(limits, dtype=torch.int64, device=device)
+
+
+def temperature_of(params: SamplingParams) -> float:
+    """The temperature to sample at: 0 for greedy rows, else as far down as logits can be divided by it."""
+    return params.temperature and max(params.temperature, _COLDEST)
 
 
 def has_penalty(params: SamplingParams) -> bool:

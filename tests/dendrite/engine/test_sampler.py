@@ -54,6 +54,14 @@ def test_temperature_zero_takes_the_smallest_of_the_most_likely() -> None:
     assert sample(logits, batch, noise(2)).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-37, 1e-45])
+def test_the_lowest_temperatures_take_the_most_likely(temperature: float) -> None:
+    """float32 does not hold a logit divided by them."""
+    for settings in ({}, {"top_p": 0.9}, {"min_p": 0.1}):
+        found = draw([20.0, 40.0, -3.0], count=50, temperature=temperature, **settings)
+        assert found.tolist() == [0.0, 1.0, 0.0]
+
+
 def test_greedy_and_sampled_rows_share_a_batch() -> None:
     logits = torch.tensor([[0.0, 4.0, 0.0]] * 400)
     rows = [SamplingParams(temperature=0.0), SamplingParams(temperature=50.0)] * 200
