@@ -123,12 +123,21 @@ class Stepper:
         """Run one batch: schedule, sample, run, post-process."""
         began = time.perf_counter()
         self._clock.begin()
-        plan = self._without_failed(self._scheduler.schedule())
+        plan = self._scheduler.schedule()
+        try:
+            plan = self._without_failed(plan)
+        except BaseException:
+            self._runner.copy_tails(plan.copies)  # the pages are reserved, and nobody will ask for the copies again
+            raise
         self._clock.enter("launch")
         self._runner.copy_tails(plan.copies)
         if self._loop is not None and not any(generation.host_sampled for generation in plan.decodes):
             spans = self._burst(self._loop, plan)
-            self._compute(plan.given, [])
+            try:
+                self._compute(plan.given, [])
+            except BaseException:
+                self._put_away([generation for generation in plan.decodes if generation.done])
+                raise
         else:
             drawn = self._sample(plan.decodes)
             try:
@@ -298,11 +307,12 @@ class Stepper:
         self._clock.enter("model")
         hidden = self._runner.run(batch)
         self._clock.enter("post")
-        for chunk in plan.chunks:
-            self._cache.commit(chunk.job.node, chunk.count)
-        self.counters.retips += len(plan.retips)
+        scores = self._scores(plan, hidden)  # what may fail comes before anything is noted
         self._store_tips(plan, hidden)
-        self._collect_scores(plan, hidden)
+        self.counters.retips += len(plan.retips)
+        for chunk, logprobs in zip(plan.chunks, scores, strict=True):
+            self._cache.commit(chunk.job.node, chunk.count)
+            chunk.job.logprobs += logprobs
 
     def _count(self, generation: Generation, tokens: int) -> None:
         """Add what `tokens` steps of a generation that has just made them have read."""
@@ -350,13 +360,18 @@ class Stepper:
             node.tip = self._runner.tips.allocate()
         return node.tip
 
-    def _collect_scores(self, plan: Plan, hidden: Tensor) -> None:
+    def _scores(self, plan: Plan, hidden: Tensor) -> list[list[float]]:
+        """For each chunk, the log-probabilities that its job wants of it."""
+        scores: list[list[float]] = []
         for chunk in plan.chunks:
             wanted = chunk.job.collect[chunk.start : chunk.start + chunk.count]
-            if wanted:
-                first = chunk_rows(plan, chunk).start
-                logits = self._runner.decoder.logits(hidden[first : first + len(wanted)])
-                chunk.job.logprobs += logprobs_of(logits, torch.tensor(wanted, device=logits.device)).tolist()
+            if not wanted:
+                scores.append([])
+                continue
+            first = chunk_rows(plan, chunk).start
+            logits = self._runner.decoder.logits(hidden[first : first + len(wanted)])
+            scores.append(logprobs_of(logits, torch.tensor(wanted, device=logits.device)).tolist())
+        return scores
 
     def _finish(self, plan: Plan, spans: list[Span]) -> StepResult:
         """Put away what has ended, and let what waited for this step go on."""
@@ -365,14 +380,13 @@ class Stepper:
             generation, tokens = written
             spans.append(self._close(generation, tokens, [0.0] * len(tokens)))
             ended += [generation] if generation.done else []
-        self._write_values(ended)
-        if ended:
-            self._scheduler.finished(ended)
+        self._put_away(ended)
         for retip in plan.retips:
             self._scheduler.tipped(retip)
         computes = [chunk.job for chunk in plan.chunks if chunk.last]
         for chunk in plan.chunks:
             self._computed(chunk)
+        self._write_values(ended)
         gone = self._scheduler.take_ended()
         ended += [request for request in gone if isinstance(request, Generation)]
         computes += [request for request in gone if isinstance(request, Compute)]
@@ -405,9 +419,14 @@ class Stepper:
             generation.finish_reason = "length"
         return Span(generation.node, tokens, logprobs, generation.finish_reason)
 
-    def _write_values(self, ended: list[Generation]) -> None:
+    def _put_away(self, ended: list[Generation]) -> None:
+        """Take generations that have ended out of the running batch, and have their nodes tell how they ended."""
         for generation in ended:
             generation.node.finish_reason, generation.node.error = generation.finish_reason, generation.error
+        if ended:
+            self._scheduler.finished(ended)
+
+    def _write_values(self, ended: list[Generation]) -> None:
         values = self._runner.values_at([generation.tip for generation in ended])
         for generation, value in zip(ended, values, strict=False):
             generation.node.value = value
