@@ -36,6 +36,7 @@ from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.path_kv import PathKv
 from dendrite.kv.storage import KvStorage
+from dendrite.limits import check_whole
 from dendrite.model.decoder import Decoder
 from dendrite.model.folder import resolve
 from dendrite.model.tokenizer import Tokenizer
@@ -159,10 +160,11 @@ class Engine:
 
         Args:
             prompt: text, or token ids.
-            seed: keys the sampling of the whole tree; None takes the engine's seed and the tree's number.
+            seed: keys the sampling of the whole tree, 0 to 2**64 - 1; None takes the engine's seed and the tree's
+                number.
 
         Raises:
-            InvalidArgument: the prompt is empty or holds an id outside the vocabulary.
+            InvalidArgument: the prompt is empty or holds an id outside the vocabulary, or the seed is out of range.
             ContextOverflow: it leaves no room for one token.
             OutOfPages: live nodes hold too much of the pool.
         """
@@ -294,7 +296,7 @@ class Engine:
 
         Raises:
             KvFormatMismatch: it was exported from another model, or another type of KV.
-            InvalidArgument: it does not begin where `below` ends, or is damaged.
+            InvalidArgument: it does not begin where `below` ends, or is damaged, or the seed is out of range.
             OutOfPages: live nodes hold too much of the pool; nothing was changed.
             KvNotComputed, NodeReleased, ContextOverflow: `below` cannot be continued.
         """
@@ -411,6 +413,7 @@ class Engine:
         base = params.model_dump() if params is not None and settings else {}
         params = checked(SamplingParams, {**base, **settings}) if settings or params is None else params
         self._check_nodes(nodes)
+        self._check_params(params)
         generations = [self._generation(node, params, branch, priority) for branch, node in enumerate(nodes)]
         failed = self._constraints.begin(generations, params)
         for generation in generations:
@@ -463,8 +466,7 @@ class Engine:
                 raise InvalidArgument(field, text, "text or whole numbers, which are token ids") from None
         if not tokens:
             raise InvalidArgument(field, text, "at least one token")
-        if min(tokens) < 0 or max(tokens) >= self._vocabulary:
-            raise InvalidArgument(field, text, f"token ids from 0 to {self._vocabulary - 1}")
+        self._check_known(field, tokens)
         return tokens
 
     def first_score(self, probe: Generation, tokens: Sequence[int]) -> list[float]:
@@ -493,6 +495,8 @@ class Engine:
 
     def _root(self, tokens: list[int], seed: int | None) -> Node:
         """The root of a new tree, below what the prefix cache has of its tokens."""
+        if seed is not None:
+            check_whole("seed", seed, 0, _MASK)
         self._trees += 1
         key = seed if seed is not None else (self.config.seed * _SEED_STRIDE + self._trees) & _MASK
         root = self.cache.new_tree(tokens, tree_id=self._trees, seed=key, detokenize=self._detokenize)
@@ -513,10 +517,6 @@ class Engine:
 
     def _generation(self, node: Node, params: SamplingParams, branch: int, priority: float) -> Generation:
         stops = params.stop
-        if stops and self.tokenizer is None:
-            raise InvalidArgument("stop", stops, "stop texts need a tokenizer, and the model folder has none")
-        if any(token >= self._vocabulary for token, _ in params.logit_bias):
-            raise InvalidArgument("logit_bias", params.logit_bias, f"token ids from 0 to {self._vocabulary - 1}")
         eos = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
         self._orders += 1
         return Generation(
@@ -532,6 +532,20 @@ class Engine:
             without=Without(params.without) if params.without else None,
             pace=STOP_TEXT_PACE if stops else self.config.max_burst,
         )
+
+    def _check_params(self, params: SamplingParams) -> None:
+        """Refuse settings that this model can't follow."""
+        if params.stop and self.tokenizer is None:
+            raise InvalidArgument("stop", params.stop, "stop texts need a tokenizer, and the model folder has none")
+        self._check_known("logit_bias", [token for token, _ in params.logit_bias])
+        self._check_known("stop_token_ids", params.stop_token_ids)
+        for known in params.without:
+            self._check_known("without", known.tokens)
+
+    def _check_known(self, field: str, tokens: Sequence[int]) -> None:
+        """Refuse ids that the vocabulary lacks: in a step, they would fail all others too."""
+        if tokens and (min(tokens) < 0 or max(tokens) >= self._vocabulary):
+            raise InvalidArgument(field, tokens, f"token ids from 0 to {self._vocabulary - 1}")
 
     def _check_nodes(self, nodes: list[Node], *, may_run: bool = False) -> None:
         if not nodes:

@@ -416,6 +416,8 @@ def test_bad_input_names_field_and_limit(engine: Engine, make_engine: Callable[.
         ("prompt", lambda: engine.prefill([97])),
         ("prompt", lambda: engine.prefill([-1])),
         ("prompt", lambda: engine.prefill("text without a tokenizer")),
+        ("seed", lambda: engine.prefill([1], seed=-1)),
+        ("seed", lambda: engine.prefill([1], seed=2**64)),
         ("continuation", lambda: engine.score(root, [])),
         ("continuation", lambda: engine.append(root, [])),
         ("continuation", lambda: engine.append(root, [97])),
@@ -429,6 +431,9 @@ def test_bad_input_names_field_and_limit(engine: Engine, make_engine: Callable[.
         ("colour", lambda: engine.decode(root, colour="red")),
         ("stop", lambda: engine.decode(root, stop="")),
         ("stop", lambda: engine.decode(root, stop="x")),
+        ("stop_token_ids", lambda: engine.decode(root, stop_token_ids=(97,))),
+        ("logit_bias", lambda: engine.decode(root, logit_bias={97: 1.0})),
+        ("without", lambda: engine.decode(root, without=[{"tokens": (1, 97), "logprobs": (-1.0, -1.0)}])),
     ]
     for field, call in cases:
         with pytest.raises(InvalidArgument) as error:
