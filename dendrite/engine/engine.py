@@ -300,8 +300,8 @@ class Engine:
             OutOfPages: live nodes hold too much of the pool; nothing was changed.
             KvNotComputed, NodeReleased, ContextOverflow: `below` cannot be continued.
         """
-        tokens = self.token_ids(part.tokens.tolist(), "tokens")
         self._exchange.check(part, below)
+        tokens = self.token_ids(part.tokens.tolist(), "tokens")
         node = self._root(tokens, seed) if below is None else self._child(below, tokens)
         try:
             self._exchange.fill(node, part)

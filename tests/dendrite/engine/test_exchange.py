@@ -193,6 +193,7 @@ def test_another_model_type_or_shape_is_refused(make_engine: Make) -> None:
     for decoder, field in (
         (Decoder.random(TINY, seed=4), "model"),
         (Decoder.random(dataclasses.replace(TINY, num_layers=1), seed=3), "model"),
+        (Decoder.random(dataclasses.replace(TINY, vocab_size=7), seed=3), "model"),
         (Decoder.random(TINY, dtype=torch.bfloat16, seed=3), "model"),
     ):
         with pytest.raises(KvFormatMismatch) as caught:
