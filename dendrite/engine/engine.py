@@ -25,6 +25,7 @@ from dendrite.engine.device import (
 from dendrite.engine.exchange import KvExchange
 from dendrite.engine.generation import STOP_TEXT_PACE, STREAM_PACE, Compute, Generation, TokenCounts, raise_first
 from dendrite.engine.paths import check_context
+from dendrite.engine.requests import Requests
 from dendrite.engine.sampler import logprobs_of
 from dendrite.engine.scheduler import Scheduler
 from dendrite.engine.stats import EngineStats
@@ -106,10 +107,13 @@ class Engine:
         self.longest_context = longest = min(shape.max_context, (pages - 1) * config.page_size)
         self._loop = loop = make_device_loop(decoder, storage, self._runner.tips, self.cache, config, longest)
         max_burst = config.max_burst if loop is not None else 1
-        self._scheduler = Scheduler(self.cache, config, longest, max_burst)
+        self._requests = Requests(self.cache)
+        self._scheduler = Scheduler(self.cache, self._requests, config, longest, max_burst)
         self._constraints = Constraints(tokenizer, self._vocabulary, config, on_cuda=loop is not None)
-        self._stepper = Stepper(self.cache, self._scheduler, self._runner, config, longest, self._constraints, loop)
-        self._exchange = KvExchange(self.cache, self._scheduler, self._runner)
+        self._stepper = Stepper(
+            self.cache, self._requests, self._scheduler, self._runner, config, longest, self._constraints, loop
+        )
+        self._exchange = KvExchange(self.cache, self._requests, self._runner)
         self._orders = 0
         self._trees = 0
 
@@ -314,7 +318,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Totals and present holdings."""
-        seen, cache, scheduler = self._stepper.counters, self.cache, self._scheduler
+        seen, cache, requests = self._stepper.counters, self.cache, self._requests
         return EngineStats(
             steps=seen.steps,
             prefill_tokens=seen.prefill_tokens,
@@ -326,8 +330,8 @@ class Engine:
             forks=cache.forks,
             tail_copies=cache.cow_copies,
             takeovers=cache.takeovers,
-            preemptions=scheduler.preemptions,
-            dropped_pages=scheduler.dropped_pages,
+            preemptions=self._scheduler.preemptions,
+            dropped_pages=requests.idle.dropped_pages,
             evicted_pages=cache.evicted_pages,
             shared_ratio=seen.shared_tokens / seen.context_tokens if seen.context_tokens else 0.0,
             seconds_running=seen.seconds_running,
@@ -335,8 +339,8 @@ class Engine:
             pages_free=cache.pool.num_free,
             pages_held=cache.held_pages,
             pages_cached=cache.cached_pages,
-            running=len(scheduler.running),
-            waiting=scheduler.waiting_count,
+            running=len(requests.running),
+            waiting=requests.waiting_count,
             page_tokens=self._pages.page_size,
             page_bytes=self._pages.page_bytes * self.config.tensor_parallel,
             weight_bytes=self._runner.decoder.weights.nbytes * self.config.tensor_parallel,
@@ -388,7 +392,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return self._scheduler.has_work
+        return self._requests.has_work
 
     def submit_prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> tuple[Node, Compute | None]:
         """Like `prefill`, without running it: the root and its job, None if the prompt is cached as a whole."""
@@ -397,7 +401,7 @@ class Engine:
         if not root.tokens:
             return root, None
         job = Compute(root, seal=True)
-        self._scheduler.compute(job)
+        self._requests.compute(job)
         return root, job
 
     def submit(
@@ -418,9 +422,9 @@ class Engine:
         failed = self._constraints.begin(generations, params)
         for generation in generations:
             if generation in failed:
-                self._scheduler.fail(generation, failed[generation])
+                self._requests.fail_alone(generation, failed[generation])
             else:
-                self._scheduler.add(generation)
+                self._requests.add(generation)
         return generations
 
     def submit_probe(self, node: Node) -> Generation:
@@ -428,7 +432,7 @@ class Engine:
         self._check_nodes([node], may_run=True)
         probe = self._generation(node, SamplingParams(max_tokens=1), 0, 0.0)
         probe.probe = True
-        self._scheduler.add(probe)
+        self._requests.add(probe)
         return probe
 
     def submit_score(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
@@ -437,14 +441,14 @@ class Engine:
         child.tokens.extend(tokens[:-1])
         self._check_room(child)
         job = Compute(child, collect=list(tokens[1:]))
-        self._scheduler.compute(job)
+        self._requests.compute(job)
         return child, job
 
     def submit_append(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
         """Queue a child of `node` that holds `tokens`; its job gathers the log-probabilities of `tokens[1:]`."""
         child = self._child(node, tokens)
         job = Compute(child, collect=list(tokens[1:]))
-        self._scheduler.compute(job)
+        self._requests.compute(job)
         return child, job
 
     def token_ids(self, text: str | Sequence[int], field: str, *, special: bool = True) -> list[int]:
@@ -481,7 +485,7 @@ class Engine:
 
     def cancel(self, generation: Generation) -> None:
         """End a generation now; its node keeps what it has generated. Does nothing once it has ended."""
-        self._scheduler.cancel(generation)
+        self._requests.cancel(generation)
 
     def step(self) -> StepResult:
         """Run one batch of whatever was submitted."""
@@ -557,7 +561,7 @@ class Engine:
                 raise InvalidArgument("nodes", node.id, "a node of this engine")
             if node.released:
                 raise NodeReleased(node.tree.id, node.id)
-            if not may_run and self._scheduler.is_busy(node):
+            if not may_run and self._requests.is_busy(node):
                 raise InvalidArgument("nodes", node.id, "a node that is not being decoded already")
             if node.length == 0:
                 raise InvalidArgument("nodes", node.id, "a node with at least one token on its path")
@@ -580,7 +584,7 @@ class Engine:
         if node.tip >= 0:
             self._runner.tips.release(node.tip)
             node.tip = -1
-        self._scheduler.freed(node)
+        self._requests.idle.freed(node)
 
     def _run_until(self, *requests: Generation | Compute) -> None:
         while not all(request.done for request in requests):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dendrite.engine.paths import find_tip, logprobs_on_path
+from dendrite.engine.requests import Requests
 from dendrite.engine.runner import ModelRunner
-from dendrite.engine.scheduler import Scheduler
 from dendrite.errors import InvalidArgument, KvNotComputed, NodeReleased
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
@@ -24,8 +24,8 @@ class KvExchange:
     What leaves or enters a GPU goes through host memory.
     """
 
-    def __init__(self, cache: KvCache, scheduler: Scheduler, runner: ModelRunner) -> None:
-        self._cache, self._scheduler, self._runner = cache, scheduler, runner
+    def __init__(self, cache: KvCache, requests: Requests, runner: ModelRunner) -> None:
+        self._cache, self._requests, self._runner = cache, requests, runner
         self.exported_tokens = self.imported_tokens = 0
 
     @cached_property
@@ -102,7 +102,7 @@ class KvExchange:
         node.logprobs.extend(part.logprobs[max(0, len(part.logprobs) - count) :].tolist())
         if part.tip is not None:
             self._keep_tip(node, part)
-        self._scheduler.filled(node)
+        self._requests.filled(node)
         self.imported_tokens += count
 
     def _keep_tip(self, node: Node, part: PathKv) -> None:

@@ -13,18 +13,16 @@ import torch
 
 from dendrite.engine.constraints import Constraints, note_raw
 from dendrite.engine.generation import Compute, Forced, Generation
+from dendrite.engine.requests import Requests
 from dendrite.engine.runner import ModelRunner
 from dendrite.engine.sampler import logprobs_of
-from dendrite.engine.scheduler import Scheduler
 
 
 class ForcedTokens:
     """Writes forced tokens to the nodes of one engine."""
 
-    def __init__(
-        self, scheduler: Scheduler, runner: ModelRunner, constraints: Constraints, longest_context: int
-    ) -> None:
-        self._scheduler, self._runner, self._constraints = scheduler, runner, constraints
+    def __init__(self, requests: Requests, runner: ModelRunner, constraints: Constraints, longest_context: int) -> None:
+        self._requests, self._runner, self._constraints = requests, runner, constraints
         self._longest_context = longest_context
 
     def look_ahead(self, decodes: Sequence[Generation], accepted: Callable[[Generation, list[int]], int]) -> None:
@@ -77,4 +75,4 @@ class ForcedTokens:
             node.logprobs += [0.0] * len(tokens)
             if generation.params.top_logprobs:
                 generation.top_logprobs += [((token, 0.0),) for token in tokens]
-            self._scheduler.extend(generation, Compute(node, collect=node.tokens[1:], forced=forced))
+            self._requests.extend(generation, Compute(node, collect=node.tokens[1:], forced=forced))

@@ -78,6 +78,26 @@ class Generation:
         left = min(self.params.max_tokens - self.produced, longest_context - self.node.length)
         return min(left, 1 + 3 * self.produced, self.pace)
 
+    def stops_with(self, token: int) -> bool:
+        """Note a token, and tell whether the generation stops with it, whatever its grammar says."""
+        if self.counts is not None:
+            self.counts.add(token)
+        if self.without is not None:
+            self.without.push(token)
+        if token in self.stop_ids:
+            return True
+        return self.stop_text is not None and self.stop_text.push(token)
+
+    def stopped_at(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, which its grammar has taken, the generation takes; it ends with one that stops it."""
+        if self.stop_text is None and not self.host_sampled and self.stop_ids.isdisjoint(tokens):
+            return len(tokens)
+        for count, token in enumerate(tokens, start=1):
+            if self.stops_with(token):
+                self.finish_reason = "stop"
+                return count
+        return len(tokens)
+
     def rank(self) -> tuple[float, int]:
         """Sort key: the higher priority first, then the earlier arrival."""
         return (-self.priority, self.order)

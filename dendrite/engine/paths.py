@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dendrite.errors import ContextOverflow
 from dendrite.kv.node import Node
 
@@ -25,6 +27,14 @@ def token_owner(node: Node) -> Node:
     while at.base >= length and at.parent is not None:
         at = at.parent
     return at
+
+
+def ancestors(node: Node) -> Iterator[Node]:
+    """All nodes above `node`, the nearest first; a cached prefix's in other trees too."""
+    above = node.parent
+    while above is not None:
+        yield above
+        above = above.parent
 
 
 def check_context(node: Node, longest: int) -> None:

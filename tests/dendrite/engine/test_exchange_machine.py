@@ -70,7 +70,7 @@ class ExchangeMachine(RuleBasedStateMachine):
     @rule(node=nodes, tokens=st.integers(1, 12))
     def decode(self, node: Node, tokens: int) -> None:
         engine = self.engine_of(node)
-        if not node.released and node.length < 80 and not engine._scheduler.is_busy(node):
+        if not node.released and node.length < 80 and not engine._requests.is_busy(node):
             engine.submit(node, max_tokens=tokens, temperature=2.0)
 
     @rule(which=st.integers(0, 1), steps=st.integers(1, 20))

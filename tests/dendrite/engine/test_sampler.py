@@ -57,8 +57,8 @@ def test_temperature_zero_takes_the_smallest_of_the_most_likely() -> None:
 @pytest.mark.parametrize("temperature", [1e-30, 1e-37, 1e-45])
 def test_the_lowest_temperatures_take_the_most_likely(temperature: float) -> None:
     """float32 does not hold a logit divided by them."""
-    for settings in ({}, {"top_p": 0.9}, {"min_p": 0.1}):
-        found = draw([20.0, 40.0, -3.0], count=50, temperature=temperature, **settings)
+    for filters in ({}, {"top_p": 0.9}, {"min_p": 0.1}):
+        found = draw([20.0, 40.0, -3.0], count=50, temperature=temperature, **filters)
         assert found.tolist() == [0.0, 1.0, 0.0]
 
 

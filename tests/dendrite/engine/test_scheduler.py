@@ -8,6 +8,7 @@ from dendrite.config import EngineConfig, SamplingParams
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Plan
+from dendrite.engine.requests import Requests
 from dendrite.engine.scheduler import Scheduler
 from dendrite.errors import Cancelled, OutOfPages
 from dendrite.kv.cache import KvCache
@@ -20,14 +21,15 @@ def generation(node: Node, priority: float, order: int) -> Generation:
 
 def test_no_page_is_the_target_of_two_copies_in_one_step() -> None:
     cache = KvCache(2 + 3, 8)
-    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
+    requests = Requests(cache)
+    scheduler = Scheduler(cache, requests, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
     root = cache.new_tree(list(range(12)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     cache.reserve(root, 12)
     cache.commit(root, 12)
     root.tip = 0
     low, high, highest = root.fork(3)
     for order, (node, priority) in enumerate(((low, 0.0), (high, 1.0), (highest, 2.0))):
-        scheduler.add(generation(node, priority, order))
+        requests.add(generation(node, priority, order))
     seen: set[int] = set()
     for _ in range(3):
         plan = scheduler.schedule()
@@ -44,93 +46,100 @@ def test_a_step_without_work_is_empty(make_engine: Callable[..., Engine]) -> Non
 
 def test_what_continues_kv_that_cannot_be_computed_fails_with_it() -> None:
     cache = KvCache(1 + 3, 8)
-    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
+    requests = Requests(cache)
+    scheduler = Scheduler(cache, requests, EngineConfig(page_size=8, kv_tokens=64), longest_context=64)
     root = cache.new_tree(list(range(40)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     (child,) = root.fork()
     child.tokens.extend(range(8))
     job = Compute(child)
-    scheduler.compute(job)
+    requests.compute(job)
     for _ in range(3):
         assert scheduler.schedule().empty
     assert isinstance(job.error, OutOfPages)
-    scheduler.take_ended()
-    assert not scheduler.has_work
+    requests.take_ended()
+    assert not requests.has_work
 
 
-def running(cache: KvCache, max_burst: int, *wanted: int) -> Scheduler:
-    """A scheduler with a generation of so many tokens on each child of a computed root."""
-    scheduler = Scheduler(cache, EngineConfig(page_size=8, kv_tokens=64), longest_context=64, max_burst=max_burst)
+def running(cache: KvCache, max_burst: int, *wanted: int) -> tuple[Requests, Scheduler]:
+    """A generation of so many tokens on each child of a computed root, and their scheduler."""
+    requests = Requests(cache)
+    settings = EngineConfig(page_size=8, kv_tokens=64)
+    scheduler = Scheduler(cache, requests, settings, longest_context=64, max_burst=max_burst)
     root = cache.new_tree(list(range(8)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     cache.reserve(root, 8)
     cache.commit(root, 8)
     root.tip = 0
     for order, (node, tokens) in enumerate(zip(root.fork(len(wanted)), wanted, strict=True)):
         params = SamplingParams(max_tokens=tokens)
-        scheduler.add(Generation(node, params, 0, 0, 0.0, order, None, frozenset(), pace=max_burst))
-    return scheduler
+        requests.add(Generation(node, params, 0, 0, 0.0, order, None, frozenset(), pace=max_burst))
+    return requests, scheduler
 
 
 def test_a_burst_starts_small_and_ends_with_the_shortest_generation() -> None:
-    scheduler = running(KvCache(64, 8), 16, 30, 12)
+    cache = KvCache(64, 8)
+    requests, scheduler = running(cache, 16, 30, 12)
     bursts = []
-    while scheduler.has_work:
+    while requests.has_work:
         plan = scheduler.schedule()
         bursts.append(plan.burst)
         for member in plan.decodes:
             assert member.node.base + len(member.node.pages) * 8 >= member.node.length + plan.burst
             member.node.tokens += [0] * plan.burst
-            scheduler._cache.commit(member.node, plan.burst)
+            cache.commit(member.node, plan.burst)
             member.produced += plan.burst
             if member.produced == member.params.max_tokens:
                 member.finish_reason = "length"
-        scheduler.finished([member for member in plan.decodes if member.done])
+        requests.finished([member for member in plan.decodes if member.done])
     assert bursts == [1, 4, 7, 16, 2]
 
 
-def go_on(scheduler: Scheduler, plan: Plan) -> None:
+def go_on(cache: KvCache, plan: Plan) -> None:
     """As if a plan's decodes had run."""
     for member in plan.decodes:
         member.node.tokens += [0] * plan.burst
-        scheduler._cache.commit(member.node, plan.burst)
+        cache.commit(member.node, plan.burst)
         member.produced += plan.burst
 
 
 def test_a_burst_shrinks_to_one_token_where_pages_are_short() -> None:
-    scheduler = running(KvCache(1 + 1 + 8, 8), 16, 50, 50)  # there are pages for 32 tokens of each
+    cache = KvCache(1 + 1 + 8, 8)
+    _, scheduler = running(cache, 16, 50, 50)  # there are pages for 32 tokens of each
     for expected in (1, 4, 16, 1):
         plan = scheduler.schedule()
         assert plan.burst == expected
         assert len(plan.decodes) == 2
-        go_on(scheduler, plan)
+        go_on(cache, plan)
 
 
 def test_a_burst_takes_the_pages_of_idle_nodes() -> None:
-    scheduler = running(KvCache(1 + 1 + 8, 8), 16, 30, 30)
-    cache, root = scheduler._cache, scheduler._waiting[0][1].node.parent
+    cache = KvCache(1 + 1 + 8, 8)
+    requests, scheduler = running(cache, 16, 30, 30)
+    root = requests.waiting[0][1].node.parent
     assert root is not None
     idle = root.fork()[0]
     idle.tokens += [0] * 32
     cache.reserve(idle, 32)
     cache.commit(idle, 32)
-    scheduler.filled(idle)
+    requests.filled(idle)
     for expected in (1, 4, 16):
         plan = scheduler.schedule()
         assert plan.burst == expected
-        go_on(scheduler, plan)
+        go_on(cache, plan)
     assert (idle.computed, scheduler.preemptions) == (0, 0)
 
 
 def test_those_that_could_not_end_together_do_not_begin_together() -> None:
-    scheduler = running(KvCache(1 + 1 + 9, 8), 1, 30, 30, 30)
+    cache = KvCache(1 + 1 + 9, 8)
+    requests, scheduler = running(cache, 1, 30, 30, 30)
     at_once = []
-    while scheduler.has_work:
+    while requests.has_work:
         plan = scheduler.schedule()
         at_once.append(len(plan.decodes))
-        go_on(scheduler, plan)
+        go_on(cache, plan)
         ended = [member for member in plan.decodes if member.produced == member.params.max_tokens]
         for member in ended:
             member.finish_reason = "length"
-        scheduler.finished(ended)
+        requests.finished(ended)
     assert at_once == [2] * 30 + [1] * 30
     assert scheduler.preemptions == 0
 
@@ -139,23 +148,24 @@ def test_no_more_run_than_may_when_a_step_has_failed() -> None:
     """One generation waits for its hidden state while the others, whose step has failed, wait to run again."""
     cache = KvCache(64, 8)
     settings = EngineConfig(page_size=8, kv_tokens=64, max_running=2)
-    scheduler = Scheduler(cache, settings, longest_context=64)
+    requests = Requests(cache)
+    scheduler = Scheduler(cache, requests, settings, longest_context=64)
     root = cache.new_tree(list(range(8)), tree_id=1, seed=0, detokenize=lambda tokens: "")
     cache.reserve(root, 8)
     cache.commit(root, 8)
     root.tip = 0
     for order, node in enumerate([*root.fork(), *root.at(4).fork(), *root.fork(2)]):
-        scheduler.add(generation(node, 0.0, order))
+        requests.add(generation(node, 0.0, order))
     plan = scheduler.schedule()
     assert (len(plan.decodes), len(plan.retips)) == (1, 1)
-    scheduler.interrupted(plan.decodes)
+    requests.interrupted(plan.decodes)
     for _ in range(2):
         plan = scheduler.schedule()
         assert len(plan.decodes) <= 2
         for retip in plan.retips:
             for waiting in retip.waiting:
                 waiting.tip = 1
-            scheduler.tipped(retip)
+            requests.tipped(retip)
     assert len(plan.decodes) == 2
 
 
@@ -183,5 +193,5 @@ def test_nothing_is_kept_of_a_node_that_was_released_while_it_ran(make_engine: C
     root.release(subtree=True)
     assert engine.step().generations == [running]
     engine.cache.clear_cache()
-    assert engine._scheduler._idle == {}
-    assert engine._scheduler._dropped == {}
+    idle = engine._requests.idle
+    assert (idle._nodes, idle._dropped) == ({}, {})

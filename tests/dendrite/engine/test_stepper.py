@@ -138,3 +138,22 @@ def test_an_interrupted_wait_for_masks_leaves_tail_pages_whole(
     assert all(generation.done for generation in generations)
     for kid in kids:
         assert kid.raw_logprobs == pytest.approx(engine.score(root, kid.tokens), abs=1e-4)
+
+
+def test_an_interrupted_step_notes_nothing_of_what_it_drew(
+    make_tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_tiny_engine()
+    root = engine.prefill(PROMPT)
+    (kid,) = root.fork()
+    [generation] = engine.submit(kid, max_tokens=3, grammar=DIGITS, top_logprobs=2)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelRunner, "run", fail)
+            with pytest.raises(RuntimeError):
+                engine.step()
+        engine.step()
+    while engine.has_work:
+        engine.step()
+    assert len(generation.top_logprobs) == len(kid.tokens) == 3
+    assert kid.raw_logprobs == pytest.approx(engine.score(root, kid.tokens), abs=1e-4)
