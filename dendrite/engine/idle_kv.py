@@ -47,7 +47,7 @@ class IdleKv:
         self._cache.drop(node)
 
     def recomputed(self, node: Node, start: int, count: int, *, last: bool) -> int:
-        """How many of `count` own tokens from `start` on had KV before it was dropped; with the `last` that is forgotten."""
+        """How many of `count` own tokens from `start` on have lost their KV before; forgets that with the `last`."""
         again = max(0, min(self._dropped.get(node, 0) - start, count))
         if last:
             self._dropped.pop(node, None)

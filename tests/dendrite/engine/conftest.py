@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dendrite.config import EngineConfig
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.engine.engine import Engine
 from dendrite.model.decoder import Decoder
 from tests.dendrite.engine.host_loop import HostLoop
@@ -78,5 +78,5 @@ def tiny_engine(
 ) -> Engine:
     """Token by token, and in bursts as on the GPU, where forced tokens are sampled like others unless they are many."""
     if request.param == "bursts":
-        monkeypatch.setattr(engine_module, "make_device_loop", HostLoop)
+        monkeypatch.setattr(core, "make_device_loop", HostLoop)
     return make_tiny_engine()

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dendrite.config import EngineConfig
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.engine.engine import Engine
 from dendrite.kv.node import Node
 from dendrite.model import linear
@@ -39,7 +39,7 @@ def make_engine(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     """Engines on the CPU with the GPU's decode loop."""
     from dendrite.engine.device_loop import DeviceLoop
 
-    monkeypatch.setattr(engine_module, "make_device_loop", DeviceLoop)
+    monkeypatch.setattr(core, "make_device_loop", DeviceLoop)
     made: list[Engine] = []
 
     def make(**settings: object) -> Engine:
@@ -58,7 +58,7 @@ def plain(decoder: Decoder) -> Engine:
     """The same model without the loop."""
     settings = EngineConfig(kv_tokens=1024, page_size=8, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "make_device_loop", lambda *_: None)
+        patch.setattr(core, "make_device_loop", lambda *_: None)
         return Engine(decoder, config=settings)
 
 

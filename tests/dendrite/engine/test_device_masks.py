@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dendrite import Engine, EngineConfig, Grammar, Node, SamplingParams
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.model import linear
 from dendrite.model.decoder import Decoder
 from dendrite.model.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def make_engine(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterat
     made: list[Engine] = []
 
     def make(device: str, loop: bool) -> Engine:
-        monkeypatch.setattr(engine_module, "make_device_loop", DeviceLoop if loop else lambda *_: None)
+        monkeypatch.setattr(core, "make_device_loop", DeviceLoop if loop else lambda *_: None)
         if device == "cpu":
             monkeypatch.setattr(linear, "_can_pack", lambda weight: False)
         decoder = Decoder.random(SHAPE, torch.float32, seed=3, device=torch.device(device))

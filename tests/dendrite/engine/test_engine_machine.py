@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from dendrite.config import EngineConfig
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Generation
 from dendrite.errors import OutOfPages
@@ -44,7 +44,7 @@ def small_engine(*, bursts: bool = False) -> Engine:
     )
     with pytest.MonkeyPatch.context() as patch:
         if bursts:
-            patch.setattr(engine_module, "make_device_loop", HostLoop)
+            patch.setattr(core, "make_device_loop", HostLoop)
         return Engine(DECODER, config=config)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import dendrite
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.grammar import Grammar
 from tests.dendrite.engine.grammars import FLAG, FLAGS, PROMPT
 from tests.dendrite.engine.host_loop import HostLoop
@@ -55,7 +55,7 @@ def test_a_limit_holds_inside_forced_tokens(tiny_engine: dendrite.Engine, limit:
 def test_only_long_runs_of_forced_tokens_leave_the_bursts(
     make_tiny_engine: Callable[..., dendrite.Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "make_device_loop", HostLoop)
+    monkeypatch.setattr(core, "make_device_loop", HostLoop)
     engine = make_tiny_engine()
     root = engine.prefill(PROMPT)
     (kid,), (long,) = root.fork(), root.fork()

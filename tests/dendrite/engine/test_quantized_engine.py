@@ -136,13 +136,13 @@ def test_scales_without_fp8_are_refused() -> None:
 def test_the_device_loop_runs_the_same_numbers(mode: QuantizeMode, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter, one row and several, with FP8 keys and values."""
     pytest.importorskip("triton")
-    from dendrite.engine import engine as engine_module
+    from dendrite.engine import core
     from dendrite.engine.device_loop import DeviceLoop
 
     shape = replace(SHAPE, num_layers=1, vocab_size=61)
     decoder = Decoder.random(shape, seed=3, quantize=mode)
     scales = calibrate(decoder, [PROMPT])
-    monkeypatch.setattr(engine_module, "make_device_loop", DeviceLoop)
+    monkeypatch.setattr(core, "make_device_loop", DeviceLoop)
     engine = make_engine(decoder, scales, kv_dtype="fp8", quantize=mode, max_running=4, max_burst=4)
     root = engine.prefill(PROMPT)
     for count in (1, 3):

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from dendrite.attention.base import ForwardBatch
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.engine.constraints import Constraints
 from dendrite.engine.engine import Engine
 from dendrite.engine.runner import ModelRunner
@@ -94,7 +94,7 @@ def test_the_engine_goes_on_after_a_step_that_failed_late(
 ) -> None:
     """A generation ends in the step, a score and a prompt are computed, and then there is no memory for the rest."""
     if bursts:
-        monkeypatch.setattr(engine_module, "make_device_loop", HostLoop)
+        monkeypatch.setattr(core, "make_device_loop", HostLoop)
     engine = make_engine()
     root = engine.prefill(list(range(11)), seed=1)
     expected = engine.score(root, [5, 6, 7, 8])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dendrite.config import EngineConfig
-from dendrite.engine import engine as engine_module
+from dendrite.engine import core
 from dendrite.engine.clock import Phase, StepClock
 from dendrite.engine.engine import Engine
 from dendrite.engine.plan import Plan
@@ -100,7 +100,7 @@ def test_kinds_and_rows_of_steps(engine: Engine) -> None:
 
 
 def test_a_burst_is_one_step_of_many_tokens(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "make_device_loop", HostLoop)
+    monkeypatch.setattr(core, "make_device_loop", HostLoop)
     recorder = PhaseRecorder(CPU)
     with Engine(decoder, config=EngineConfig(device="cpu", kv_tokens=4096)) as engine:
         engine.set_clock(recorder)
