@@ -120,7 +120,10 @@ class Engine(EngineCore):
     def stream(
         self, nodes: Node | Sequence[Node], params: SamplingParams | None = None, **settings: Any
     ) -> Iterator[TokenEvent]:
-        """Like `decode`, yielding each token as it comes. Closing the iterator cancels what has not ended."""
+        """Like `decode`, yielding each token as it comes. Closing the iterator cancels what has not ended.
+
+        Nothing is queued, and no argument checked, before the first token is asked for.
+        """
         generations = self.submit(nodes, params, **settings)
         for generation in generations:
             generation.pace = min(generation.pace, STREAM_PACE)
@@ -139,6 +142,10 @@ class Engine(EngineCore):
         """Natural-log probability of each token of `continuation` after `node`, by one prefill over its KV.
 
         The tree is left as it was. A text gets no token that begins a sequence, for it goes on with one.
+
+        Raises:
+            InvalidArgument: there is no token, or one that the vocabulary lacks.
+            NodeReleased, ContextOverflow, OutOfPages: `node` cannot be continued so.
         """
         tokens = self.token_ids(continuation, "continuation", special=False)
         probe = self.submit_probe(node)
@@ -183,7 +190,11 @@ class Engine(EngineCore):
         return child
 
     def value(self, node: Node) -> float | None:
-        """The value head's estimate at the end of `node`, in [0, 1]; None where the model has no value head."""
+        """The value head's estimate at the end of `node`, in [0, 1]; None where the model has no value head.
+
+        Raises:
+            NodeReleased, InvalidArgument, ContextOverflow, OutOfPages: the node's hidden state is not to be had.
+        """
         if not self.has_value_head:
             return None
         probe = self.submit_probe(node)

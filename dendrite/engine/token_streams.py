@@ -34,9 +34,12 @@ class TokenStream:
         self._ended = generation.done
         self._waiter: asyncio.Future[Piece] | None = None
         self._ready: Piece | None = None
+        self._error: Exception | None = None
 
     async def next(self) -> Piece:
         """The next piece; waits for it. Raises what the engine failed with."""
+        if self._error is not None:
+            raise self._error
         if self._ended:
             return self._cut(time.monotonic())
         self._waiter = asyncio.get_running_loop().create_future()
@@ -67,7 +70,8 @@ class TokenStream:
             self._waiter.set_result(piece)
 
     def fail(self, error: Exception) -> None:
-        """Have the reader raise an error."""
+        """Have the reader raise an error: now if it waits, else when it asks again."""
+        self._error = error
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
             self._waiter.exception()  # seen: a reader that was cancelled will not ask

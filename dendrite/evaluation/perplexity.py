@@ -135,7 +135,8 @@ def evaluate(scorer: Scorer, windows: Sequence[Window], against: Scorer | None =
     """Score all windows, and compare each prediction with that of `against`.
 
     Raises:
-        InvalidArgument: there are no windows, or the two models have different vocabularies.
+        InvalidArgument: there are no windows, a token is not in the vocabulary, or the two models have different ones.
+        ContextOverflow: a window is longer than a scorer has room for.
     """
     if not windows:
         raise InvalidArgument("windows", [], "at least one")
@@ -165,13 +166,13 @@ def evaluate(scorer: Scorer, windows: Sequence[Window], against: Scorer | None =
 def _steps(windows: Sequence[Window]) -> Iterator[list[Window]]:
     """Windows that run together: as many as fit a step, or one that is longer."""
     group: list[Window] = []
-    pages = 0
+    filled = 0
     for window in windows:
         size = len(window.tokens) + 32  # a part of a page each is lost
-        if group and pages + size > _STEP_TOKENS:
+        if group and filled + size > _STEP_TOKENS:
             yield group
-            group, pages = [], 0
+            group, filled = [], 0
         group.append(window)
-        pages += size
+        filled += size
     if group:
         yield group

@@ -23,7 +23,7 @@ class Window:
 
 
 def sliding_windows(tokens: Sequence[int], window: int, stride: int, bos: int | None = None) -> list[Window]:
-    """Windows over a text so that every token is scored once, with up to `window` - `stride` tokens before it or more.
+    """Windows over a text so that every token is scored once, behind at least `window` - `stride` others if there are.
 
     Without `bos` the first token of the text is context only; where `stride` is `window`, so is that of each window.
 

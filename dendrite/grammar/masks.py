@@ -69,7 +69,7 @@ class MaskPool:
         return worker
 
 
-def _fill(executor: LLExecutor, work: list[tuple[LLMatcher, int]], rows: Bits) -> None:
+def _fill(executor: LLExecutor, work: list[tuple[LLMatcher, int]], rows: MaskTable) -> None:
     """Write the mask of every matcher into its row of `rows` [n, words]; one that fails is then in error."""
     executor.unsafe_compute_mask_ptr(work, rows.ctypes.data, rows.shape[1] * rows.itemsize, len(rows))
 

@@ -20,9 +20,8 @@ STOP_IDS = 8
 """Stop ids that a row may have."""
 
 _BLOCK = 1024  # tokens of a block, at most
-_STATISTICS = tl.constexpr(
-    6
-)  # of a block: maximum and sum of the filtered logits, the raw ones, and those before masks
+# Of a block: maximum and sum of exponentials of the filtered logits, of the raw ones, and of those before masks.
+_STATISTICS = tl.constexpr(6)
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 _MIX1 = tl.constexpr(0xBF58476D1CE4E5B9)
 _MIX2 = tl.constexpr(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Matrices that a checkpoint holds in 8 bits, and the scales of its keys and values."""
+"""Matrices that a checkpoint holds in 8 bits, with their scales."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many durations in little memory: their mean and extremes exactly, their quantiles to a few percent."""
+"""Many durations in little memory: their mean and the longest exactly, their quantiles to a few percent."""
 
 from __future__ import annotations
 

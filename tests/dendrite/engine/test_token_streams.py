@@ -10,6 +10,7 @@ import pytest
 from dendrite.config import SamplingParams
 from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
+from dendrite.engine.runner import ModelRunner
 from dendrite.errors import Cancelled, InvalidArgument, NodeReleased
 from dendrite.search.backend import Branch, StreamingBackend
 
@@ -92,6 +93,23 @@ async def test_a_reader_that_is_cancelled_leaves_only_what_it_was_given(backend:
             await backend.release(branch.node)
         await backend.release(root)
         assert (await backend.stats()).pages_held == 0
+    await backend.aclose()
+
+
+async def test_a_reader_that_was_busy_is_told_of_a_failed_step_too(
+    backend: AsyncEngine, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    root = await backend.prefill(PROMPT)
+    async with aclosing(backend.stream(root, LONG, 0.0)) as stream:
+        await anext(stream)
+        monkeypatch.setattr(ModelRunner, "run", fail)
+        while engine.has_work:
+            await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="memory"):
+            await asyncio.wait_for(anext(stream), 30)
     await backend.aclose()
 
 
