@@ -35,7 +35,7 @@ class Without:
         taken: dict[int, float] = {}
         for tokens, after in self._known:
             token = tokens[self._depth]
-            taken[token] = taken.get(token, 0.0) + math.exp(after[self._depth])
+            taken[token] = taken.get(token, 0.0) + math.exp(min(0.0, after[self._depth]))
         return {token: math.log(max(_LEAST_SHARE, 1.0 - share)) for token, share in taken.items()}
 
     def push(self, token: int) -> None:

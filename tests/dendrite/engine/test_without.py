@@ -77,6 +77,12 @@ def test_greedy_takes_the_best_that_is_left(
     assert engine.score(root, second.tokens) == pytest.approx(second.logprobs, abs=1e-4)
 
 
+def test_no_more_than_all_of_a_token_is_taken_away() -> None:
+    """A log-probability above 0 is none; the greatest overflow when they are taken for one."""
+    least = Without([Continuation(tokens=(1, 2), logprobs=(0.0, 0.0))]).log_shares()
+    assert Without([Continuation(tokens=(1, 2), logprobs=(0.0, 1000.0))]).log_shares() == least
+
+
 def test_tokens_and_logprobs_must_match(engine: Engine) -> None:
     (kid,) = engine.prefill([1]).fork()
     with pytest.raises(InvalidArgument, match="without"):
