@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _ALIGN = 16
+_BLOCKS = 3  # uploads under way at a time
 
 
 def send(values: list[int], device: torch.device) -> Tensor:
@@ -53,3 +54,33 @@ class Mirror:
     def download(self) -> None:
         """Copy all arrays from the device; `host` holds them once an event behind the copy has been waited for."""
         self._staging.copy_(self._block, non_blocking=True)
+
+
+class Staging:
+    """Page-locked host memory for uploads that nobody waits for: a block is reused when its copy is done."""
+
+    def __init__(self, device_memory: Tensor) -> None:
+        """Stage what goes to `device_memory`, [n] int32."""
+        self._target = device_memory
+        self._asynchronous = device_memory.is_cuda
+        count = _BLOCKS if self._asynchronous else 1
+        shape = device_memory.shape
+        self._blocks = [torch.zeros(shape, dtype=torch.int32, pin_memory=self._asynchronous) for _ in range(count)]
+        self._arrays = [block.numpy() for block in self._blocks]
+        self._done = [torch.cuda.Event() for _ in range(count)] if self._asynchronous else []
+        self._next = 0
+
+    def take(self) -> npt.NDArray[np.int32]:
+        """Host memory to fill before `send`; waits only for a copy that was started several uploads ago."""
+        if self._asynchronous:
+            self._done[self._next].synchronize()
+        return self._arrays[self._next]
+
+    def send(self, *ranges: tuple[int, int]) -> None:
+        """Copy those ranges of what `take` gave to the device, in the current stream's order."""
+        block = self._blocks[self._next]
+        for start, end in ranges:
+            self._target[start:end].copy_(block[start:end], non_blocking=True)
+        if self._asynchronous:
+            self._done[self._next].record()
+        self._next = (self._next + 1) % len(self._blocks)

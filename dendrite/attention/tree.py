@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -20,10 +19,10 @@ from dendrite.attention.tree_cost import FEW_ROWS, LOW_TILE, CostModel, PlanLimi
 from dendrite.attention.tree_plan import TreePlan, plan_tree
 from dendrite.errors import InvalidArgument
 from dendrite.kernels.attention import ITEM_FIELDS, TileConfig, merge_partials, partial_attention
+from dendrite.transfer import Staging
 
 MAX_SLOTS = 4096
 MAX_SPLITS = 128
-_STAGING = 3
 
 
 @dataclass(slots=True)
@@ -67,35 +66,6 @@ def apart_tile(head_dim: int, page_size: int) -> TileConfig:
     """
     keys = max(page_size, 64 if head_dim <= 64 else 32)
     return TileConfig(block_m=LOW_TILE, block_n=keys, small_n=keys, warps=2, stages=3, small_stages=3)
-
-
-class _Staging:
-    """Page-locked host memory for uploads that nobody waits for: a block is reused when its copy is done."""
-
-    def __init__(self, device_memory: Tensor) -> None:
-        self._target = device_memory
-        self._asynchronous = device_memory.is_cuda
-        count = _STAGING if self._asynchronous else 1
-        shape = device_memory.shape
-        self._blocks = [torch.zeros(shape, dtype=torch.int32, pin_memory=self._asynchronous) for _ in range(count)]
-        self._arrays = [block.numpy() for block in self._blocks]
-        self._done = [torch.cuda.Event() for _ in range(count)] if self._asynchronous else []
-        self._next = 0
-
-    def take(self) -> npt.NDArray[np.int32]:
-        """Host memory to fill before `send`; waits only for a copy that was started several uploads ago."""
-        if self._asynchronous:
-            self._done[self._next].synchronize()
-        return self._arrays[self._next]
-
-    def send(self, *ranges: tuple[int, int]) -> None:
-        """Copy those ranges of what `take` gave to the device, in the current stream's order."""
-        block = self._blocks[self._next]
-        for start, end in ranges:
-            self._target[start:end].copy_(block[start:end], non_blocking=True)
-        if self._asynchronous:
-            self._done[self._next].record()
-        self._next = (self._next + 1) % len(self._blocks)
 
 
 class TreeAttention:
@@ -157,7 +127,7 @@ class TreeAttention:
         sizes = (1, max_rows, max_rows, max_rows, items * ITEM_FIELDS, max_table)
         self._sections = _aligned(sizes)
         meta = torch.zeros(self._sections[-1], dtype=torch.int32, device=device)
-        self._staging = _Staging(meta)
+        self._staging = Staging(meta)
         views = [meta[start : start + size] for start, size in zip(self._sections, sizes, strict=False)]
         self._item_count, self._splits, self._order, self.row_start, self._items, self.pages = views
         self.lengths = torch.zeros(max_rows, dtype=torch.int32, device=device)
