@@ -10,7 +10,7 @@ from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Plan
 from dendrite.engine.requests import Requests
 from dendrite.engine.scheduler import Scheduler
-from dendrite.errors import Cancelled, OutOfPages
+from dendrite.errors import OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -167,31 +167,3 @@ def test_no_more_run_than_may_when_a_step_has_failed() -> None:
                 waiting.tip = 1
             requests.tipped(retip)
     assert len(plan.decodes) == 2
-
-
-def test_a_prompt_and_what_was_to_follow_it_may_be_released_before_they_are_computed(
-    make_engine: Callable[..., Engine],
-) -> None:
-    engine = make_engine()
-    root, prompt = engine.submit_prefill([1, 2, 3])
-    child, job = engine.submit_append(root, [4])
-    child.release()
-    root.release()
-    ended = engine.step().computes
-    assert prompt is not None
-    assert set(ended) == {prompt, job}
-    assert all(isinstance(each.error, Cancelled) for each in ended)
-    assert not engine.has_work
-
-
-def test_nothing_is_kept_of_a_node_that_was_released_while_it_ran(make_engine: Callable[..., Engine]) -> None:
-    engine = make_engine()
-    root = engine.prefill([1, 2, 3])
-    kid = root.fork()[0]
-    [running] = engine.submit(kid, max_tokens=8)
-    engine.step()
-    root.release(subtree=True)
-    assert engine.step().generations == [running]
-    engine.cache.clear_cache()
-    idle = engine._requests.idle
-    assert (idle._nodes, idle._dropped) == ({}, {})
