@@ -34,13 +34,9 @@ if TYPE_CHECKING:
 
 
 class EngineCore:
-    """The parts of an engine, and what callers that wait for many requests at once do with them.
+    """The parts of an engine, and what a caller does with them that waits for many requests at once.
 
-    Not thread-safe: one thread makes all calls (`AsyncEngine` serves many callers). Use as a context manager, or call
-    `close`. `Engine` has the calls that wait for what they ask for.
-
-    With a `leader`, the decoder is rank 0's part of a model that a tensor-parallel group shares: all that this class
-    holds is on rank 0, and the runner has the other ranks do what it does.
+    `Engine` adds the calls that wait for what they ask for.
     """
 
     def __init__(
