@@ -161,12 +161,17 @@ def planner_us(case: Case, attention: TreeAttention) -> list[float]:
     return runs[2:]
 
 
+def rivals(case: Case) -> tuple[str, TreeAttention, TreeAttention]:
+    """The kind of plan that the planner picks for a case; attention that always shares, and that never does."""
+    picked = case.attention().plan(case.tables, case.lengths, HORIZON).kind
+    always = replace(CostModel.of(case.heads.dim, case.batch, case.prefix + SUFFIX), least_gain_us=-math.inf)
+    return picked, case.attention(always), case.attention(FLAT)
+
+
 def measure(heads: Heads, batch: int, prefix: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Metrics of one case, and what they were made from."""
     case = Case(heads, batch, prefix)
-    picked = case.attention().plan(case.tables, case.lengths, HORIZON).kind
-    always = replace(CostModel.of(heads.dim, batch, prefix + SUFFIX), least_gain_us=-math.inf)
-    tree, flat = case.attention(always), case.attention(FLAT)
+    picked, tree, flat = rivals(case)
     plan = tree.plan(case.tables, case.lengths, HORIZON)
     flat.plan(case.tables, case.lengths, HORIZON)
     spreads: dict[str, Spread] = {

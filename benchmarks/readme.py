@@ -9,17 +9,16 @@ A block stands between `<!-- results: NAME -->` and `<!-- /results -->`; NAME is
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import GOALS
+from benchmarks.tables import figure, load, short, table, with_source, with_sources
 
 README = Path(__file__).parents[1] / "README.md"
-RESULTS = Path(__file__).parent / "results"
 _BLOCK = re.compile(r"(?P<open><!-- results: (?P<name>\w+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL)
 
 
@@ -28,60 +27,65 @@ def block_names(text: str) -> list[str]:
     return [match["name"] for match in _BLOCK.finditer(text)]
 
 
-def refresh(text: str) -> str:
-    """The README text with every block written again from the results.
+def refresh(text: str, blocks: Mapping[str, Callable[[], str]] | None = None) -> str:
+    """The text with every block written again from the results.
+
+    Args:
+        text: README's, or that of a page of the documentation.
+        blocks: what writes a block, by name; None is `BLOCKS`.
 
     Raises:
-        KeyError: a block's name is not in `BLOCKS`, or its result lacks a metric.
+        KeyError: a block's name is not in `blocks`, or its result lacks a metric.
         FileNotFoundError: a block's result file is missing.
     """
-    return _BLOCK.sub(lambda match: f"{match['open']}{BLOCKS[match['name']]()}\n{match['close']}", text)
+    known = BLOCKS if blocks is None else blocks
+    return _BLOCK.sub(lambda match: f"{match['open']}{known[match['name']]()}\n{match['close']}", text)
 
 
 def fork_block() -> str:
     """What a fork costs, and that neither context, depth nor siblings change it."""
-    result = _load("fork-cpu-metadata")
+    result = load("fork-cpu-metadata")
     metrics = result["metrics"]
     rows = [
-        ("`fork(1)`, median", f"{_short(metrics['fork.p50_us'])} µs"),
-        ("a child in `fork(64)`", f"{_short(metrics['fork.n64_us'])} µs"),
-        ("bookkeeping for a child", f"{_short(metrics['fork.metadata_bytes'])} bytes"),
-        ("time with the longest context ÷ the shortest", _short(metrics["fork.context_ratio"])),
-        ("time at the deepest node ÷ the shallowest", _short(metrics["fork.depth_ratio"])),
-        ("time with the most siblings ÷ the fewest", _short(metrics["fork.sibling_ratio"])),
+        ("`fork(1)`, median", f"{short(metrics['fork.p50_us'])} µs"),
+        ("a child in `fork(64)`", f"{short(metrics['fork.n64_us'])} µs"),
+        ("bookkeeping for a child", f"{short(metrics['fork.metadata_bytes'])} bytes"),
+        ("time with the longest context ÷ the shortest", short(metrics["fork.context_ratio"])),
+        ("time at the deepest node ÷ the shallowest", short(metrics["fork.depth_ratio"])),
+        ("time with the most siblings ÷ the fewest", short(metrics["fork.sibling_ratio"])),
     ]
-    return _with_source(_table(("Fork", "Measured"), rows), result)
+    return with_source(table(("Fork", "Measured"), rows), result)
 
 
 def grammar_block() -> str:
     """What following a schema costs a token, beside xgrammar where that was there, and generation as a whole."""
-    result = _load("grammar-cpu-tiny")
+    result = load("grammar-cpu-tiny")
     metrics = result["metrics"]
     rows = [
-        (label, *(_figure(metrics.get(f"{name}.{step}_us")) for name in ("grammar", "xgrammar")))
+        (label, *(figure(metrics.get(f"{name}.{step}_us")) for name in ("grammar", "xgrammar")))
         for step, label in _GRAMMAR_STEPS.items()
     ]
-    masks, relative = _short(metrics["grammar.b64.masks_ms"]), _short(metrics["grammar.b64.relative_tok_s"])
-    gpu = _load("grammar-h100-tinyllama")
-    alone, many = (_short(gpu["metrics"][f"grammar.b{batch}.relative_tok_s"]) for batch in (1, 64))
+    masks, relative = short(metrics["grammar.b64.masks_ms"]), short(metrics["grammar.b64.relative_tok_s"])
+    gpu = load("grammar-h100-tinyllama")
+    alone, many = (short(gpu["metrics"][f"grammar.b{batch}.relative_tok_s"]) for batch in (1, 64))
     note = (
         f"The masks of 64 branches take {masks} ms together. On the CPU, 64 branches of a small model of random "
         f"weights reach {relative} times the tokens/s of free ones. On an H100, where the masks of a token are made "
         f"while the model runs the one before, constrained rows of TinyLlama's shape reach {alone} times the rate of "
         f"free ones alone, and {many} times in a batch of 64."
     )
-    table = _table(("A token", "Dendrite, µs", "xgrammar, µs"), rows)
-    return _with_sources(f"{table}\n\n{note}", result, gpu)
+    figures = table(("A token", "Dendrite, µs", "xgrammar, µs"), rows)
+    return with_sources(f"{figures}\n\n{note}", result, gpu)
 
 
 def quant_block() -> str:
     """What 8 bits gain in time and memory, and what they cost in perplexity."""
-    small, large = _load("quant-h100-tinyllama"), _load("quant-h100-llama3-8b-weights")
-    text = _load("quant-h100-stdlib-63m")
+    small, large = load("quant-h100-tinyllama"), load("quant-h100-llama3-8b-weights")
+    text = load("quant-h100-stdlib-63m")
     rows = []
     for way, label in _QUANT_WAYS.items():
-        times = [_figure(each["metrics"].get(f"quant.{way}.time_ratio")) for each in (small, large)]
-        size = _figure(large["metrics"].get(f"quant.{way}.weight_ratio"))
+        times = [figure(each["metrics"].get(f"quant.{way}.time_ratio")) for each in (small, large)]
+        size = figure(large["metrics"].get(f"quant.{way}.weight_ratio"))
         ratio, divergence = (text["metrics"][f"quant.{way}.{what}"] for what in ("ppl_ratio", "kl"))
         rows.append((label, *times, size, f"{ratio:.4f}", f"{divergence:.2g}"))
     header = (
@@ -92,18 +96,18 @@ def quant_block() -> str:
         "perplexity",
         "KL, nats",
     )
-    gain = _short(small["metrics"]["quant.kv8.rate_ratio"])
+    gain = short(small["metrics"]["quant.kv8.rate_ratio"])
     note = (
         f"Perplexity and KL are of a model of 63 M parameters on sources of Python's library that it has not seen. "
         f"256 branches of TinyLlama's shape that share nothing of their 2,048 tokens decode {gain} times as fast with "
         f"an FP8 KV cache."
     )
-    return _with_sources(f"{_table(header, rows)}\n\n{note}", small, large, text)
+    return with_sources(f"{table(header, rows)}\n\n{note}", small, large, text)
 
 
 def decode_block() -> str:
     """Decoding 64 branches on the CPU, beside transformers."""
-    result = _load("decode-cpu-countdown")
+    result = load("decode-cpu-countdown")
     metrics = result["metrics"]
     rates = [
         ("Dendrite: `prefill`, `fork(64)`, `decode`", metrics["decode.n64.tok_s"]),
@@ -112,21 +116,21 @@ def decode_block() -> str:
     ]
     own = metrics["decode.n64.tok_s"]
     lines = [(name, f"{rate:,.0f}", f"{own / rate:.2f}×") for name, rate in rates]
-    return _with_source(_table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result)
+    return with_source(table(("64 branches × 32 tokens", "tokens/s", "Dendrite ÷ this"), lines), result)
 
 
 def search_block() -> str:
     """What each search solves of Countdown at equal tokens."""
-    result = _load("search-cpu-countdown")
-    ratio = _short(result["metrics"]["search.mcts.token_ratio"])
+    result = load("search-cpu-countdown")
+    ratio = short(result["metrics"]["search.mcts.token_ratio"])
     note = f"At the highest solve rate that both reach, MCTS generates {ratio} times the tokens of best of n."
-    return _with_source(f"{_search_table(result, 'held-out Countdown problems')}\n\n{note}", result)
+    return with_source(f"{_search_table(result, 'held-out Countdown problems')}\n\n{note}", result)
 
 
 def game24_block() -> str:
     """What each search solves of the Game of 24."""
-    result = _load("search-cpu-game24")
-    return _with_source(_search_table(result, "puzzles of the Game of 24"), result)
+    result = load("search-cpu-game24")
+    return with_source(_search_table(result, "puzzles of the Game of 24"), result)
 
 
 def _search_table(result: dict[str, Any], problems: str) -> str:
@@ -142,19 +146,19 @@ def _search_table(result: dict[str, Any], problems: str) -> str:
     for name in ranked:
         rates = [f"{points[name][budget]['solved'] / result['raw']['problems']:.1%}" for budget in budgets]
         end = points[name][largest]
-        rows.append((f"`{name}`", *rates, f"{end['low']:.0%} – {end['high']:.0%}", _short(end["tokens"])))
+        rows.append((f"`{name}`", *rates, f"{end['low']:.0%} – {end['high']:.0%}", short(end["tokens"])))
     header = (
         f"{result['raw']['problems']} {problems}",
         *budgets,
         f"95 % interval at {largest}",
         "tokens spent there, mean",
     )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def parallel_block() -> str:
     """MCTS at the same number of expansions with more of them in flight: what it solves, and how fast it is."""
-    result = _load("parallel_search-cpu-countdown")
+    result = load("parallel_search-cpu-countdown")
     metrics, points = result["metrics"], {point["search"]: point for point in result["raw"]["points"]}
     counts = {"wu_uct": "WU-UCT", "virtual_loss": "virtual loss", "none": "naive"}
     titles = {"fixed": "fixed fan-out", "widening": "progressive widening"}
@@ -162,9 +166,9 @@ def parallel_block() -> str:
     for in_flight in (1, 4, 16, 64):
         cells = [_rate_of(points[f"{setting}.{mode}.f{in_flight}"]) for setting in titles for mode in counts]
         rate, gain = metrics[f"parallel.f{in_flight}.expansions_s"], metrics[f"parallel.f{in_flight}.speedup"]
-        rows.append((str(in_flight), *cells, _short(rate), f"{gain:.1f}×"))
+        rows.append((str(in_flight), *cells, short(rate), f"{gain:.1f}×"))
     solved = [f"{title}: {count}" for title in titles.values() for count in counts.values()]
-    return _with_source(_table(("in flight", *solved, "expansions/s", "gain"), rows), result)
+    return with_source(table(("in flight", *solved, "expansions/s", "gain"), rows), result)
 
 
 def _rate_of(point: dict[str, Any]) -> str:
@@ -173,29 +177,29 @@ def _rate_of(point: dict[str, Any]) -> str:
 
 def cluster_block() -> str:
     """What a cluster on this machine costs, gains and survives."""
-    manager, overhead = _load("manager-cpu-topology"), _load("cluster_overhead-cpu-countdown")
-    replication, chaos = _load("replication-cpu-countdown"), _load("chaos-cpu-countdown")
+    manager, overhead = load("manager-cpu-topology"), load("cluster_overhead-cpu-countdown")
+    replication, chaos = load("replication-cpu-countdown"), load("chaos-cpu-countdown")
     stopped, running = (manager["metrics"][f"expand.{state}_p99_ms"] for state in ("stopped", "running"))
     rows = [
         (
             "node events a second that one shard of the tree manager takes",
-            _short(manager["metrics"]["manager.events_per_s"]),
+            short(manager["metrics"]["manager.events_per_s"]),
         ),
-        ("99th percentile of an expansion's time, the tree manager running", f"{_short(running)} ms"),
-        ("the same with the tree manager stopped", f"{_short(stopped)} ms"),
+        ("99th percentile of an expansion's time, the tree manager running", f"{short(running)} ms"),
+        ("the same with the tree manager stopped", f"{short(stopped)} ms"),
         (
             "8 children × 16 tokens through the cluster ÷ on a local engine",
-            _short(overhead["metrics"]["cluster.overhead_ratio"]),
+            short(overhead["metrics"]["cluster.overhead_ratio"]),
         ),
-        ("two workers on a hot prefix ÷ one, tokens/s", _short(replication["metrics"]["replication.speedup"])),
-        *((label, _short(chaos["metrics"][f"chaos.{name}"])) for name, label in _CHAOS.items()),
+        ("two workers on a hot prefix ÷ one, tokens/s", short(replication["metrics"]["replication.speedup"])),
+        *((label, short(chaos["metrics"][f"chaos.{name}"])) for name, label in _CHAOS.items()),
     ]
-    return _with_sources(_table(("On the CPU", "Measured"), rows), manager, overhead, replication, chaos)
+    return with_sources(table(("On the CPU", "Measured"), rows), manager, overhead, replication, chaos)
 
 
 def serve_block() -> str:
     """What 200 concurrent streams get over HTTP, beside the engine's own rate."""
-    result, on_ray = _load("serve-cpu-countdown-local"), _load("serve-cpu-countdown")
+    result, on_ray = load("serve-cpu-countdown-local"), load("serve-cpu-countdown")
     labels = {
         "tok_s": "tokens/s over HTTP",
         "engine_tok_s": "the same work by calls of the engine, tokens/s",
@@ -207,37 +211,37 @@ def serve_block() -> str:
         "pages_left": "KV pages held afterwards",
     }
     rows = [
-        (label, *(_short(each["metrics"][f"serve.{name}"]) for each in (result, on_ray)))
+        (label, *(short(each["metrics"][f"serve.{name}"]) for each in (result, on_ray)))
         for name, label in labels.items()
     ]
-    table = _table(("200 streams of 32 tokens for a minute", "one process (`--local`)", "on Ray Serve"), rows)
-    return _with_sources(table, result, on_ray)
+    header = ("200 streams of 32 tokens for a minute", "one process (`--local`)", "on Ray Serve")
+    return with_sources(table(header, rows), result, on_ray)
 
 
 def gpu_block() -> str:
     """The tree workloads on a GPU, beside vLLM's figures and transformers on the same weights in the same run."""
-    small, large = _load("tree_workloads-h100-tinyllama"), _load("tree_workloads-h100-llama3-8b")
+    small, large = load("tree_workloads-h100-tinyllama"), load("tree_workloads-h100-llama3-8b")
     rows = []
     for metric, label in _WORKLOADS.items():
         peer = small["metrics"].get(f"transformers.{metric}")
-        cells = [label, *(_figure(result["metrics"].get(metric)) for result in (small, large))]
+        cells = [label, *(figure(result["metrics"].get(metric)) for result in (small, large))]
         vllm = [GOALS[shape][metric].vllm if metric in GOALS[shape] else None for shape in ("tinyllama", "llama3-8b")]
-        rows.append((cells[0], cells[1], _figure(vllm[0]), _figure(peer), cells[2], _figure(vllm[1])))
+        rows.append((cells[0], cells[1], figure(vllm[0]), figure(peer), cells[2], figure(vllm[1])))
     header = ("", "TinyLlama shape", "vLLM, H200", "transformers", "Llama-3-8B shape", "vLLM, H200")
-    return _with_source(_table(header, rows), small)
+    return with_source(table(header, rows), small)
 
 
 def attention_block() -> str:
     """Attention of one layer over a shared prefix, beside FlashInfer's flat decode kernel."""
-    result = _load("attention-h100-tree")
+    result = load("attention-h100-tree")
     rows = []
     for batch in (8, 64, 256):
         for prefix in (512, 4096, 32768):
             name = f"attention.b{batch}.p{prefix}"
             tree, flat, peer = (result["metrics"][f"{name}.{kind}_us"] for kind in ("tree", "flat", "flashinfer"))
-            rows.append((f"{batch} × {prefix:,}", _short(tree), _short(flat), _short(peer), f"{peer / tree:.1f}×"))
+            rows.append((f"{batch} × {prefix:,}", short(tree), short(flat), short(peer), f"{peer / tree:.1f}×"))
     header = ("branches × shared tokens", "tree, µs", "flat, µs", "FlashInfer, µs", "FlashInfer ÷ tree")
-    return _with_source(_table(header, rows), result)
+    return with_source(table(header, rows), result)
 
 
 _WORKLOADS = {
@@ -275,10 +279,6 @@ _GRAMMAR_STEPS = {
 }
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else _short(value)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": gpu_block,
     "attention": attention_block,
@@ -292,33 +292,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "game24": game24_block,
     "parallel": parallel_block,
 }
-
-
-def _load(stem: str) -> dict[str, Any]:
-    return dict(json.loads((RESULTS / f"{stem}.json").read_text()))
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    rule = ("---", *("---:" for _ in header[1:]))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
-
-
-def _with_source(table: str, result: dict[str, Any]) -> str:
-    return f"{table}\n\n{_source(result)}"
-
-
-def _with_sources(text: str, *results: dict[str, Any]) -> str:
-    return f"{text}\n\n" + "\n".join(f"- {_source(result)}" for result in results)
-
-
-def _source(result: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"`{result['command']}` at {result['commit']}, {result['hardware']}; {versions}."
-
-
-def _short(value: float) -> str:
-    """Three significant digits, never in scientific form."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def main() -> int:
