@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
 from actors.fleet import Fleet
 from actors.node_copies import NodeCopies
 from actors.node_maker import NodeMaker
+from actors.pieces import Piece
 from actors.recovery import RecoveryStats, Tries
 from actors.refs import ClusterNode, worker_name
 from actors.routing import Router
@@ -28,8 +30,8 @@ _ASK_AGAIN_S = 0.05
 class ClusterClient:
     """Prefill, expand, score and release on the workers of a cluster, under one lease.
 
-    Implements `dendrite.search.backend.Backend`; its node references are `ClusterNode`s. May be used from several event
-    loops, one after the other.
+    Implements `dendrite.search.backend.StreamingBackend`; its node references are `ClusterNode`s. May be used from
+    several event loops, one after the other.
 
     A reference is good until its node is released, whatever becomes of the worker that made it: where that worker is
     lost, the node is rebuilt on another from its tokens, with its shared ancestors once, and the call made again.
@@ -96,20 +98,55 @@ class ClusterClient:
         """Fork `node` n times and decode all children, in one message. Cancelling the awaiting task releases them."""
 
         async def expand_at(at: ClusterNode) -> list[Branch]:
-            began, before = time.monotonic(), self._fleet.call_seconds(at.worker)
-            branches: list[Branch] = await self._calls.send(
-                at.worker, "expand", at.tree, at.node, n, good_anywhere, undo=self._calls.take_back
-            )
-            steps = max(len(branch.tokens) for branch in branches)
-            seconds = time.monotonic() - began
-            calls = (self._fleet.call_seconds(at.worker) - before) / seconds
-            self._fleet.rates(at.worker).decoded(seconds, steps, calls)
+            with self._timed(at.worker) as steps:
+                branches: list[Branch] = await self._calls.send(
+                    at.worker, "expand", at.tree, at.node, n, good_anywhere, undo=self._calls.take_back
+                )
+                steps.extend(len(branch.tokens) for branch in branches)
             return branches
 
         at = self._known(node)
         good_anywhere = self._copies.placed(at, params)
         with span("expand", tree=str(at.tree), node=at.node, n=n):
             return await self._copies.grow(at, "expand", expand_at, good_anywhere)
+
+    async def stream(self, node: NodeRef, params: SamplingParams, every_s: float) -> AsyncGenerator[Branch, None]:
+        """Fork `node` once and decode the child, yielding it again and again with the tokens that are new.
+
+        Where the worker is lost in the middle a child of it follows, with what comes next; both are the caller's.
+        """
+
+        async def stream_at(at: ClusterNode, settings: SamplingParams, tell: Callable[[Piece], None]) -> Branch:
+            with self._timed(at.worker) as steps:
+                whole = await self._calls.stream(at, settings, every_s, tell)
+                steps.append(len(whole.tokens))
+            return whole
+
+        at = self._known(node)
+        told: asyncio.Queue[Branch | None] = asyncio.Queue()
+        with span("stream", tree=str(at.tree), node=at.node):
+            growing = asyncio.create_task(self._copies.stream(at, params, stream_at, told.put_nowait))
+        growing.add_done_callback(lambda _: told.put_nowait(None))
+        given: NodeRef = at
+        try:
+            while branch := await told.get():
+                given = branch.node
+                yield branch
+            last = growing.result()
+            given = last.node
+            yield last
+        finally:
+            await self._end_stream(growing, told, given)
+
+    async def _end_stream(
+        self, growing: asyncio.Task[Branch], told: asyncio.Queue[Branch | None], given: NodeRef
+    ) -> None:
+        """End a stream, and give up the nodes of it that its reader does not know."""
+        growing.cancel()
+        [last] = await asyncio.gather(growing, return_exceptions=True)
+        unread = [told.get_nowait() for _ in range(told.qsize())] + [last]
+        for node in {branch.node for branch in unread if isinstance(branch, Branch)} - {given}:
+            await self.release(node)
 
     async def append(self, node: NodeRef, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork `node` once a continuation and write it there. Cancelling the awaiting task releases the children."""
@@ -218,6 +255,16 @@ class ClusterClient:
         """Have what is still held under the lease released, where the tree manager does not know of it."""
         await self.settle()
         await self._maker.reclaim()
+
+    @contextlib.contextmanager
+    def _timed(self, worker: int) -> Iterator[list[int]]:
+        """Measure a call that decodes; takes the numbers of tokens of what it has decoded side by side."""
+        steps: list[int] = []
+        began, before = time.monotonic(), self._fleet.call_seconds(worker)
+        yield steps
+        seconds = time.monotonic() - began
+        calls = (self._fleet.call_seconds(worker) - before) / seconds
+        self._fleet.rates(worker).decoded(seconds, max(steps), calls)
 
     def _known(self, node: NodeRef) -> ClusterNode:
         if not isinstance(node, ClusterNode) or not 0 <= node.worker < len(self._fleet):

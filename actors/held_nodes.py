@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from actors.deltas import Added, Released, Replica
 from actors.node_table import NodeTable, release_all
 from actors.outbox import Outbox
+from actors.pieces import Piece
 from actors.refs import ClusterNode, lease_of
 from actors.release_queue import Given
+from dendrite.config import SamplingParams
 from dendrite.errors import Cancelled, LeaseExpired, NodeReleased
 from dendrite.kv.node import Node
 from dendrite.search.backend import Branch
@@ -56,7 +59,7 @@ class HeldNodes:
         root = await self._engine.prefill(prompt, seed=seed)
         self._table.add(tree, root)
         self._outbox.add(Added(tree, root.id, None, 0, tuple(root.path_tokens)))
-        return ClusterNode(self._worker, tree, root.id)
+        return self._name(tree, root)
 
     async def adopt(self, tree: int, parent: int | None, part: PathKv, seed: int | None) -> ClusterNode:
         """Make a node of KV from another worker: below a node, or (None) as the root of a tree.
@@ -81,7 +84,7 @@ class HeldNodes:
             self._outbox.add(Added(tree, node.id, None, 0, tuple(node.path_tokens)))
         else:
             self._outbox.add(self._table.describe(tree, below, node))
-        return ClusterNode(self._worker, tree, node.id)
+        return self._name(tree, node)
 
     async def export(self, tree: int, node: int, start: int, end: int) -> PathKv:
         """The KV of tokens `start` .. `end` - 1 of a node's path.
@@ -111,9 +114,37 @@ class HeldNodes:
             self._table.add(tree, child)
             self._outbox.add(self._table.describe(tree, parent, child))
         return [
-            dataclasses.replace(branch, node=ClusterNode(self._worker, tree, child.id), worker=self._worker)
+            dataclasses.replace(branch, node=self._name(tree, child), worker=self._worker)
             for branch, child in zip(branches, children, strict=True)
         ]
+
+    async def stream(
+        self, call_id: int, tree: int, node: int, params: SamplingParams, every_s: float, put: Callable[[Piece], None]
+    ) -> Branch:
+        """Make a child of a node as `grow` does, and tell of its tokens as they come, but of the last ones.
+
+        Returns all tokens. What was told of is part of a generation that goes on, so that whoever has to continue it
+        elsewhere need not ask whether it had ended.
+        """
+
+        async def generate(parent: Node) -> list[Branch]:
+            parts: list[Branch] = []
+            try:
+                async with aclosing(self._engine.stream(parent, params, every_s)) as branches:
+                    async for branch in branches:
+                        child = _node(branch)
+                        if child.finish_reason is None:
+                            start, name = sum(len(part.tokens) for part in parts), self._name(tree, child)
+                            put(Piece(call_id, name, start, branch.tokens, branch.logprobs, branch.top_logprobs))
+                        parts.append(branch)
+            except BaseException:
+                if parts:
+                    await self._engine.run(_node(parts[0]).release)
+                raise
+            return [joined(parts)]
+
+        [branch] = await self.grow(tree, node, generate)
+        return branch
 
     def add_replica(self, tree: int, node: int, original: ClusterNode) -> None:
         """Put on record that a held node is a copy of another worker's; nothing to do if it is not held any more."""
@@ -132,10 +163,23 @@ class HeldNodes:
         """Give up all that is held under a lease, and forget the lease."""
         await self._release(list(self._table.close(lease)), subtree=False)
 
+    def _name(self, tree: int, node: Node) -> ClusterNode:
+        return ClusterNode(self._worker, tree, node.id)
+
     async def _release(self, held: list[tuple[int, Node]], subtree: bool) -> None:
         for tree, node in held:
             self._outbox.add(Released(tree, node.id))
         await self._engine.run(lambda: release_all([node for _, node in held], subtree))
+
+
+def joined(parts: Sequence[Branch]) -> Branch:
+    """What a stream has yielded, as one branch."""
+    return dataclasses.replace(
+        parts[-1],
+        tokens=tuple(token for part in parts for token in part.tokens),
+        logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
+        top_logprobs=tuple(top for part in parts for top in part.top_logprobs),
+    )
 
 
 def _node(branch: Branch) -> Node:

@@ -33,6 +33,7 @@ class Segment:
 
     `tokens` are its own; `document` is what they end in, if that is under a grammar. `held` until its holder releases
     it; it stays while it has children, or a call uses it (`pins`). `cut` once it was released with all below it.
+    `growing` while a worker generates it, so that its tokens are not all there.
     """
 
     name: ClusterNode
@@ -42,6 +43,7 @@ class Segment:
     document: Document | None = None
     held: bool = True
     cut: bool = False
+    growing: bool = False
     pins: int = 0
     children: dict[ClusterNode, Segment] = field(default_factory=dict)
     copies: list[Copy] = field(default_factory=list)

@@ -20,6 +20,7 @@ from actors.metrics import Recorder
 from actors.metrics_reporter import report_on, report_worker
 from actors.outbox import Outbox, Receipt
 from actors.peers import Peers
+from actors.pieces import Piece, PieceBoxes
 from actors.refs import ClusterNode, lease_of
 from actors.release_queue import Given
 from actors.rpc import call
@@ -72,6 +73,7 @@ class ModelWorker:
         self._epoch = incarnation()
         self._calls = RunningCalls()
         self._admission = Admission(index, max_calls)
+        self._pieces = PieceBoxes()
         sends = [functools.partial(self._send, shard) for shard in range(len(self._managers))]
         self._outbox = Outbox(index, self._epoch, sends, self._load, lambda: sorted(self._nodes.expired))
         self._began = time.monotonic()
@@ -124,6 +126,20 @@ class ModelWorker:
         return await self._run(
             call_id, tree, self._nodes.grow(tree, node, lambda at: self._engine.expand(at, n, params))
         )
+
+    async def stream(
+        self, call_id: int, tree: int, node: int, params: SamplingParams, every_s: float, reader: int
+    ) -> Branch:
+        """Fork a node once and decode the child; `reader` is told meanwhile what has come, if it takes its pieces.
+
+        The first tokens are told at once, then those of `every_s` seconds at a time. Raises what `expand` raises.
+        """
+        with self._pieces.open(reader) as put:
+            return await self._run(call_id, tree, self._nodes.stream(call_id, tree, node, params, every_s, put))
+
+    async def take_pieces(self, reader: int) -> list[Piece]:
+        """What the streams of a reader have generated since it last asked; waits a while for some."""
+        return await self._pieces.take(reader)
 
     async def append(self, call_id: int, tree: int, node: int, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork a node once a continuation and write it there. Raises what `expand` raises."""

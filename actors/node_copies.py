@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from actors.documents import extended, placed
+from actors.growth import Growth
 from actors.kv_transfer import TransferFailed
 from actors.lineage import Copy, Lineage, Release, Segment
 from actors.node_maker import NodeMaker
+from actors.pieces import Piece
 from actors.recovery import LOST, Background, Rebuilder, RecoveryStats, Tries
 from actors.refs import ClusterNode
 from actors.replication import missing_tokens
@@ -17,6 +20,7 @@ from actors.worker_calls import WorkerCalls
 from dendrite.config import SamplingParams
 from dendrite.errors import (
     Cancelled,
+    InvalidArgument,
     KvFormatMismatch,
     KvNotComputed,
     LeaseExpired,
@@ -28,6 +32,8 @@ from dendrite.search.backend import Branch
 
 T = TypeVar("T")
 
+Generate: TypeAlias = Callable[[ClusterNode, SamplingParams, Callable[[Piece], None]], Awaitable[Branch]]
+"""Generates a child of a node by some settings, telling of what has come."""
 NOT_COPIED = (TransferFailed, KvNotComputed, KvFormatMismatch, NodeReleased, OutOfPages)
 """Why a node could not be copied to a worker that is alive, apart from what is wrong with the node itself."""
 
@@ -68,9 +74,7 @@ class NodeCopies:
             assert segment is not None, "a segment stays while a call uses it"
             if segment.cut:
                 self._background.start(self._calls.take_back(branches))
-                raise Cancelled(
-                    f"the children of node {node.node} of tree {node.tree} were released while they were made"
-                )
+                raise _released_meanwhile(node)
             for branch in branches:
                 assert isinstance(branch.node, ClusterNode)
                 document = extended(params, len(branch.tokens))
@@ -78,6 +82,44 @@ class NodeCopies:
             return branches
 
         return await self.at(node, what, make_at)
+
+    async def stream(
+        self,
+        node: ClusterNode,
+        params: SamplingParams,
+        make: Generate,
+        tell: Callable[[Branch], None],
+    ) -> Branch:
+        """Have a child of a node generated, telling of its tokens as they come, and return the last of them.
+
+        Where its worker is lost in the middle, what has come is a node, and a child of that one goes on. Raises what
+        `at` raises.
+        """
+        while True:
+            growth = Growth(self._lineage, tell)
+            last = await self.at(node, "stream", partial(self._generate, growth, node, params, make))
+            if last is not None:
+                return last
+            node, params = growth.left
+
+    async def _generate(
+        self, growth: Growth, node: ClusterNode, params: SamplingParams, make: Generate, copy: ClusterNode
+    ) -> Branch | None:
+        """Have a child generated at a copy of a node, and return the last of it; None if a try before has begun it."""
+        if growth.child is not None:
+            return None
+        segment, settings = self._lineage.find(node), self.placed(node, params)
+        assert segment is not None, "a segment stays while a call uses it"
+        growth.begin(segment, self._fleet.epoch(copy.worker), settings)
+        try:
+            whole = await make(copy, settings, growth.take)
+        finally:
+            growth.stop()
+        last = growth.end(whole) if not segment.cut else None
+        if last is None:
+            self._background.start(self._calls.take_back([whole]))
+            raise _released_meanwhile(node)
+        return last
 
     async def at(self, node: ClusterNode, what: str, act: Callable[[ClusterNode], Awaitable[T]]) -> T:
         """Make a call at a node, on a worker that has it or is made to have it.
@@ -152,9 +194,12 @@ class NodeCopies:
         await self._background.settle()
 
     async def _held(self, node: ClusterNode) -> Segment:
-        """The record of a held node."""
+        """The record of a held node that is whole."""
         try:
-            return self._lineage.get(node)
+            segment = self._lineage.get(node)
+            if segment.growing:
+                raise InvalidArgument("node", node, "is being generated: its stream has not ended")
+            return segment
         except NodeReleased:
             if await self._lease_is_over():
                 raise LeaseExpired(node.tree) from None
@@ -176,3 +221,7 @@ class NodeCopies:
     def _discard_all(self, due: Sequence[Release]) -> None:
         if due:
             self._background.start(self._calls.release(due))
+
+
+def _released_meanwhile(node: ClusterNode) -> Cancelled:
+    return Cancelled(f"the children of node {node.node} of tree {node.tree} were released while they were made")

@@ -8,14 +8,17 @@ import functools
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from actors.calls import CancellableCalls
 from actors.fleet import Fleet
 from actors.lineage import Release
+from actors.pieces import Piece, PieceReader
 from actors.refs import ClusterNode, unique_id, worker_name
 from actors.release_queue import Given, ReleaseQueue
 from actors.rpc import ActorLost, Handle, call, call_again
+from dendrite.config import SamplingParams
 from dendrite.errors import ClusterError, Overloaded
 from dendrite.search.backend import Branch
 
@@ -33,6 +36,7 @@ class WorkerCalls:
         self._count = itertools.count()
         self._calls = CancellableCalls()
         self._releases = ReleaseQueue(fleet)
+        self._pieces = PieceReader(fleet, self.new_id())
 
     def new_id(self) -> int:
         """A number for a tree or a call, which no other has."""
@@ -49,11 +53,17 @@ class WorkerCalls:
         return await self._calls.call(reply, callee, cancel=cancel)
 
     async def send(
-        self, worker: int, method: str, *arguments: Any, undo: Callable[[T], Awaitable[None]] | None = None
+        self,
+        worker: int,
+        method: str,
+        *arguments: Any,
+        undo: Callable[[T], Awaitable[None]] | None = None,
+        during: Callable[[int], AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> T:
         """Make a call of a worker that can be cancelled; one that is overloaded is given the time that it asks for.
 
-        It counts as under way at once, so that a call routed in the same breath goes elsewhere.
+        It counts as under way at once, so that a call routed in the same breath goes elsewhere. Each try is made within
+        `during`, given its id.
 
         Raises:
             Overloaded: it still is, after the longest wait for a worker.
@@ -63,15 +73,27 @@ class WorkerCalls:
         with self.fleet.under_way(worker):
             while True:
                 call_id = self.new_id()
-                reply = getattr(actor, method).remote(call_id, *arguments)
-                cancel = functools.partial(actor.cancel.remote, call_id)
-                watched = self.fleet.watch(worker, reply, undo)
                 try:
-                    return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
+                    with during(call_id):
+                        reply = getattr(actor, method).remote(call_id, *arguments)
+                        cancel = functools.partial(actor.cancel.remote, call_id)
+                        watched = self.fleet.watch(worker, reply, undo)
+                        return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
                 except Overloaded as error:
                     if time.monotonic() + error.retry_after_s > deadline:
                         raise
                     await asyncio.sleep(error.retry_after_s)
+
+    async def stream(
+        self, at: ClusterNode, params: SamplingParams, every_s: float, tell: Callable[[Piece], None]
+    ) -> Branch:
+        """Have a worker generate a child of a node, telling of its tokens as they come. Raises what `send` raises."""
+        following = functools.partial(self._pieces.follow, at.worker, tell=tell)
+        arguments = at.tree, at.node, params, every_s, self._pieces.id
+        return await self.send(at.worker, "stream", *arguments, undo=self._take_back_one, during=following)
+
+    async def _take_back_one(self, branch: Branch) -> None:
+        await self.take_back([branch])
 
     async def give_up(self, at: ClusterNode) -> None:
         """Have a worker release one node."""

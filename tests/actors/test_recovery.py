@@ -17,6 +17,7 @@ from actors.recovery import RecoveryFailed, RecoveryStats
 from actors.refs import ClusterNode
 from dendrite.config import SamplingParams
 from dendrite.errors import NodeReleased
+from dendrite.search.backend import NodeRef
 from tests.actors.killing import assert_nothing_held, kill_worker, pid
 
 PROMPT = "Numbers: 3 7 8 25. Target: 99.\n"
@@ -99,6 +100,27 @@ async def test_a_call_under_way_is_made_again(cluster: Cluster) -> None:
     await asyncio.sleep(0.1)
     await kill_worker(cluster, root.worker)
     assert [branch.tokens for branch in await call] == [branch.tokens for branch in expected]
+    await cluster.release(root, subtree=True)
+
+
+async def test_a_stream_goes_on_elsewhere(cluster: Cluster) -> None:
+    root = await cluster.prefill(PROMPT)
+    params = LONG.model_copy(update={"max_tokens": 200})
+    [expected] = await cluster.expand(root, 1, params)
+    before = await cluster.recovery_stats()
+    tokens: tuple[int, ...] = ()
+    nodes: list[NodeRef] = []
+    async for branch in cluster.stream(root, params, 0.02):
+        tokens += branch.tokens
+        if branch.node not in nodes:
+            nodes.append(branch.node)
+        if len(tokens) > 20 and (await cluster.recovery_stats()).losses == before.losses and len(nodes) == 1:
+            await kill_worker(cluster, root.worker)
+    assert tokens == expected.tokens
+    assert len(nodes) == 2
+    assert (await recovered(cluster, before))[1] < 200, "what had come was not generated again"
+    again = await cluster.expand(nodes[1], 1, SHORT)
+    assert again[0].tokens == (await cluster.expand(expected.node, 1, SHORT))[0].tokens
     await cluster.release(root, subtree=True)
 
 
