@@ -137,6 +137,8 @@ class Connection:
         load.requests += 1
         load.tokens += int(usage[1])
         load.first_token_s.append(first)
+        if b"connection: close" in status.lower():
+            self.close()
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

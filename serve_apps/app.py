@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from serve_apps.args import ServeArgs
 from serve_apps.desk import Desk
@@ -21,6 +22,8 @@ _DESK_LATER_S = 15.0
 """How much longer the desk may take to end than the ingresses, which it waits for."""
 _LIGHT = {"num_cpus": 0}
 """What these processes reserve: what takes time runs in the model workers."""
+_LOGGING = LoggingConfig(enable_access_log=False)
+"""The ingresses write a line for each request themselves; see `serve_apps.edge`."""
 _DESK_CALLS = 100_000
 """Calls under way at the desk: one for each reader of events. Limits on requests are the ingresses' business."""
 
@@ -67,6 +70,7 @@ def build(args: ServeArgs) -> Application:
         num_replicas=1,
         max_ongoing_requests=_DESK_CALLS,
         ray_actor_options=_LIGHT,
+        logging_config=_LOGGING,
         health_check_period_s=_HEALTH_S,
         health_check_timeout_s=_UNWELL_S,
         graceful_shutdown_timeout_s=args.drain_seconds + _DESK_LATER_S,
@@ -81,6 +85,7 @@ def build(args: ServeArgs) -> Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         ray_actor_options=_LIGHT,
+        logging_config=_LOGGING,
         health_check_period_s=_HEALTH_S,
         health_check_timeout_s=_UNWELL_S,
         graceful_shutdown_timeout_s=args.drain_seconds,

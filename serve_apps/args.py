@@ -26,7 +26,7 @@ class ServeArgs(BaseModel):
     min_ingresses: Annotated[int, Field(ge=1, le=256)] = 1
     max_ingresses: Annotated[int, Field(ge=1, le=256)] = 4
     """Bounds of the number of HTTP processes, which follows the load."""
-    target_ongoing_requests: Annotated[float, Field(gt=0.0)] = 64.0
+    target_ongoing_requests: Annotated[float, Field(gt=0.0)] = 256.0
     """Requests under way in one HTTP process, above which another one is started."""
     max_ongoing_requests: Annotated[int, Field(ge=1)] = 1_024
     """Requests under way in one HTTP process, above which more have to wait."""

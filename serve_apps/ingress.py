@@ -66,6 +66,7 @@ class Seat:
             desk: a handle of the `Desk`.
         """
         self._args, self._keyring, self._desk = args, Keyring(keys), desk
+        self._limits = {key.id: key.limits for key in keys}
         self._holding: Handle = None
         """The call that keeps the desk."""
         self._metrics = Metrics()
@@ -107,7 +108,7 @@ class Seat:
             backend=self._place.client,
             codec=self._codec,
             keyring=self._keyring,
-            accounts=RemoteAccounts(do),
+            accounts=RemoteAccounts(do, self._limits),
             trees=RemoteTrees(do),
             searches=RemoteSearches(do),
             replays=RemoteReplays(do),

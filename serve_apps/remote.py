@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from actors.rpc import ActorLost, call
 from dendrite.search.task import Task
 from serve_apps.events import Page
+from serve_apps.ledger import KeyLimits
 from serve_apps.search_schemas import BranchRequest, SearchPlan, SearchView
 from serve_apps.tree_schemas import GenerateOne, Lease, NodeView, Pinned, StreamView, TreeView
 
@@ -37,12 +38,20 @@ class RemoteAccounts(_Service):
 
     name = "accounts"
 
+    def __init__(self, do: Do, limits: Mapping[str, KeyLimits]) -> None:
+        """Keep accounts at the desk for the keys that `limits` sets any for; others have none to keep."""
+        super().__init__(do)
+        self._limited = {owner for owner, each in limits.items() if each != KeyLimits()}
+
     async def admit(self, owner: str, kv_bytes: int = 0) -> None:
         """See `Accounts`."""
-        await self._call("admit", owner, kv_bytes)
+        if owner in self._limited:
+            await self._call("admit", owner, kv_bytes)
 
     async def settle(self, owner: str, kv_bytes: int, tokens: int) -> None:
         """See `Accounts`. A desk that is lost, or ends with the application, keeps no accounts any more."""
+        if owner not in self._limited:
+            return
         with contextlib.suppress(ActorLost, TimeoutError):
             await asyncio.wait_for(self._call("settle", owner, kv_bytes, tokens), _SETTLED_WITHIN_S)
 

