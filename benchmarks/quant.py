@@ -36,7 +36,7 @@ def accuracy(given: argparse.Namespace, device: torch.device) -> tuple[str, dict
     metrics, raw = perplexities(folder, device, corpus)
     if given.problems:
         scales = calibrated(folder, device, corpus.calibration)
-        rates, solved = solve_rates(folder, device, given.problems, given.tokens, scales)
+        rates, solved = solve_rates(folder, device, given.problems, given.tokens, scales, given.jobs)
         metrics, raw = metrics | rates, {**raw, "solved": solved}
     return folder.name, metrics, raw
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2000, help="Countdown derivations to score")
     parser.add_argument("--problems", type=int, default=0, help="held-out problems to search; 0 searches none")
     parser.add_argument("--tokens", type=int, default=512, help="budget of a search")
+    parser.add_argument("--jobs", type=int, default=1, help="variants whose problems are searched at a time")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="measure times of this shape instead")
     parser.add_argument("--parts", nargs="+", choices=("weights", "kv"), default=("weights", "kv"), help="with --shape")
     parser.add_argument(
@@ -74,8 +75,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="with --shape")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
     given = parser.parse_args()
-    if given.runs < 1 or given.documents < 1 or given.problems < 0:
-        parser.error("--runs and --documents must be at least 1, --problems at least 0")
+    if given.runs < 1 or given.documents < 1 or given.problems < 0 or given.jobs < 1:
+        parser.error("--runs, --jobs and --documents must be at least 1, --problems at least 0")
     if given.weights is not None and "kv" not in given.parts:
         parser.error("--weights needs --parts kv")
     if given.model != "countdown" and given.data is None and given.shape is None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -112,21 +115,31 @@ def perplexities(folder: Path, device: torch.device, corpus: Corpus) -> tuple[di
 
 
 def solve_rates(
-    folder: Path, device: torch.device, count: int, tokens: int, scales: Tensor | None
+    folder: Path, device: torch.device, count: int, tokens: int, scales: Tensor | None, jobs: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Share of held-out problems that MCTS solves within so many tokens, by variant, with Wilson's interval of 95 %."""
-    tasks = countdown.problems(count, 0, "test")
+    """Share of held-out problems that MCTS solves within so many tokens, by variant, with Wilson's interval of 95 %.
+
+    `jobs` variants are searched at a time, each in a process of its own.
+    """
     metrics, raw = {}, {}
-    for variant in (Variant("bf16", {}), *variants(device)):
-        config = _config(device, **variant.settings)
-        engine = _engine(folder, config, scales)
-        with engine:
-            solved = sum(run_search(task, engine, "mcts", Budget(tokens=tokens)).solved for task in tasks)
-        low, high = wilson(solved, count)
-        metrics[f"quant.{variant.name}.solve_rate"] = solved / count
-        raw[variant.name] = {"solved": solved, "problems": count, "tokens": tokens, "interval": [low, high]}
-        print(f"{variant.name:18} solves {solved} of {count} ({low:.0%} – {high:.0%})", flush=True)
+    tried = (Variant("bf16", {}), *variants(device))
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        found = pool.map(partial(_solved, folder, device, count, tokens, scales), tried)
+        for variant, solved in zip(tried, found, strict=True):
+            low, high = wilson(solved, count)
+            metrics[f"quant.{variant.name}.solve_rate"] = solved / count
+            raw[variant.name] = {"solved": solved, "problems": count, "tokens": tokens, "interval": [low, high]}
+            print(f"{variant.name:18} solves {solved} of {count} ({low:.0%} – {high:.0%})", flush=True)
     return metrics, raw
+
+
+def _solved(
+    folder: Path, device: torch.device, count: int, tokens: int, scales: Tensor | None, variant: Variant
+) -> int:
+    """How many of the problems are solved."""
+    tasks = countdown.problems(count, 0, "test")
+    with _engine(folder, _config(device, **variant.settings), scales) as engine:
+        return sum(run_search(task, engine, "mcts", Budget(tokens=tokens)).solved for task in tasks)
 
 
 def calibrated(folder: Path, device: torch.device, sequences: Sequence[list[int]]) -> Tensor:
