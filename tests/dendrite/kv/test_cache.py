@@ -140,6 +140,23 @@ def test_reserve_refuses_what_makes_no_sense() -> None:
     assert root.computed == 4
 
 
+@pytest.mark.parametrize("start", [0, 16, 20])
+def test_no_more_is_committed_than_there_are_slots(start: int) -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(20))
+    child = root.at(start).fork()[0]
+    engine.cache.reserve(child, 1)
+    slots = 16 - start % 16
+    child.tokens += range(slots)
+    with pytest.raises(InvalidArgument, match=f"n={slots + 1}"):
+        engine.cache.commit(child, slots + 1)
+    assert child.computed == 0
+    engine.cache.commit(child, slots)
+    with pytest.raises(InvalidArgument, match="n=1"):
+        engine.cache.commit(child, 1)
+    assert child.computed == slots
+
+
 def test_freed_nodes_are_refused() -> None:
     engine = SimulatedEngine(prefix_cache=False)
     root = engine.prompt(range(4))
@@ -181,6 +198,17 @@ def test_a_fork_of_a_prompt_being_computed_is_pending_until_its_point_is_reached
     assert engine.cache.pending_ancestors(end) == [root]
     engine.compute(root)
     assert engine.cache.pending_ancestors(nested) == []
+
+
+@pytest.mark.parametrize("k", [20, 32, 40])
+def test_a_pending_fork_gets_no_pages_at_whatever_point_it_begins(k: int) -> None:
+    engine = SimulatedEngine()
+    root = engine.prompt(range(40), compute=False)
+    child = root.at(k).fork()[0]
+    before = books(engine.cache, root, child)
+    with pytest.raises(InvalidArgument, match="ancestors are computed"):
+        engine.cache.reserve(child, 1)
+    assert books(engine.cache, root, child) == before
 
 
 def test_pending_ancestors_come_topmost_first() -> None:

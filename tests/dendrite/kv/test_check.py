@@ -39,6 +39,12 @@ def _slots_of_a_prompt_missing(engine: SimulatedEngine, root: Node, child: Node)
     engine.cache.pool.free([root.pages.pop()])
 
 
+def _computed_without_a_page(engine: SimulatedEngine, root: Node, child: Node) -> None:
+    (idle,) = root.fork()
+    idle.tokens = [1]
+    idle.computed = 1
+
+
 def _more_computed_than_tokens(engine: SimulatedEngine, root: Node, child: Node) -> None:
     child.computed += 1
 
@@ -60,9 +66,9 @@ def _parent_lost_pages(engine: SimulatedEngine, root: Node, child: Node) -> None
 
 
 def _tail_page_lost(engine: SimulatedEngine, root: Node, child: Node) -> None:
-    """The child has a copy; the fork that has not written reads the page itself."""
+    """The child has a copy; the fork that has not written reads the page itself, if only its first slot."""
     _forget_tables(engine, root, child)
-    root.fork()
+    root.at(33).fork()
     root._state = NodeState.HELD
     engine.cache.index.remove(root)
     engine.cache.pool.free([root.pages.pop()])
@@ -135,6 +141,7 @@ DAMAGE = {
     _page_owned_twice: "is owned by two segments",
     _slots_missing: "20 tokens computed and 8 slots",
     _slots_of_a_prompt_missing: "40 tokens computed and 32 slots",
+    _computed_without_a_page: "1 tokens computed and 0 slots",
     _more_computed_than_tokens: "has 21 tokens computed",
     _parent_not_computed: "has KV on top of KV that is missing",
     _copy_without_what_it_copied: "has KV on top of KV that is missing",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dendrite.errors import OutOfPages
-from dendrite.kv import Node
+from dendrite.kv import KvCache, Node
 from dendrite.kv.eviction import LruQueue
 from tests.dendrite.kv.simulated import SimulatedEngine
 
@@ -89,6 +89,72 @@ def test_a_cached_segment_is_found_below_a_tail_that_was_taken_over(engine: Simu
     beyond = engine.prompt([*range(30), 99])
     assert (beyond.parent, beyond.base) == (child, 30)
     engine.verify([child, inside_the_tail, beyond])
+
+
+def test_prompts_are_found_again_unless_told_otherwise() -> None:
+    cache = KvCache(10)
+    root = cache.new_tree(range(20), tree_id=1, seed=0, detokenize=repr)
+    cache.reserve(root, 20)
+    cache.commit(root, 20)
+    cache.seal(root)
+    assert cache.new_tree(range(20), tree_id=2, seed=0, detokenize=repr).parent is root
+
+
+def test_a_prompt_of_one_token_is_found(engine: SimulatedEngine) -> None:
+    root = engine.prompt([7])
+    again = engine.prompt([7, 8])
+    assert (again.parent, again.base, again.tokens) == (root, 1, [8])
+    engine.verify([root, again])
+
+
+def test_a_fork_that_has_computed_nothing_makes_nothing_known(engine: SimulatedEngine) -> None:
+    child = engine.prompt(range(32), compute=False).fork()[0]
+    engine.cache.seal(child)
+    assert child not in engine.cache.index
+    assert engine.prompt(range(32), compute=False).parent is None
+
+
+@pytest.mark.parametrize(("start", "own"), [(16, 4), (18, 15), (20, 20)])
+def test_a_node_whose_tail_page_was_taken_over_makes_nothing_known(
+    engine: SimulatedEngine, start: int, own: int
+) -> None:
+    child = engine.prompt(range(start)).fork()[0]
+    engine.decode(child, range(start, start + own))
+    grandchild = child.fork()[0]
+    child.release()
+    engine.decode(grandchild, [99])
+    assert engine.cache.takeovers == 1
+    engine.cache.seal(child)
+    assert child not in engine.cache.index
+    assert engine.prompt(range(start + own), compute=False).base == start
+    engine.verify([grandchild])
+
+
+def test_a_prompt_that_ends_in_a_page_taken_over_continues_the_node_before_it(engine: SimulatedEngine) -> None:
+    root = engine.prompt(range(16))
+    child = root.fork()[0]
+    engine.decode(child, range(16, 20))
+    grandchild = child.fork()[0]
+    child.release()
+    engine.decode(grandchild, range(20, 40))
+    engine.cache.seal(grandchild)
+    assert (engine.cache.takeovers, child.pages) == (1, [])
+    other = engine.prompt([*range(18), 99])
+    assert (other.parent, other.base, other.tokens) == (root, 16, [16, 17, 99])
+    engine.verify([grandchild, other])
+
+
+def test_a_prompt_begins_anew_where_all_that_is_known_of_it_lies_in_a_page_taken_over(engine: SimulatedEngine) -> None:
+    root = engine.prompt(range(10), compute=False)
+    engine.compute(root)  # not sealed
+    child = root.fork()[0]
+    root.release()
+    engine.decode(child, range(10, 20))
+    engine.cache.seal(child)
+    assert (engine.cache.takeovers, root.pages) == (1, [])
+    other = engine.prompt([*range(5), 99])
+    assert (other.parent, other.base, other.tokens) == (None, 0, [*range(5), 99])
+    engine.verify([child, other])
 
 
 def test_the_least_recently_used_goes_first(engine: SimulatedEngine) -> None:

@@ -13,6 +13,7 @@ from dendrite.errors import InvalidArgument
 from dendrite.kv.pages import TailCopy
 from dendrite.kv.storage import KvStorage
 from dendrite.quant.formats import E4M3, saturate
+from tests.tiny_config import TINY
 
 LAYERS, HEADS, DIM, PAGE = 2, 3, 4, 8
 
@@ -101,6 +102,32 @@ def test_bytes_are_what_is_allocated() -> None:
 def test_scales_that_do_not_fit_are_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(InvalidArgument, match="scales"):
         storage_of(wrong)
+
+
+def test_scales_are_a_copy_in_float32() -> None:
+    given_scales = SCALES.clone()
+    storage = storage_of(given_scales)
+    given_scales.zero_()
+    assert storage.scales is not None
+    assert torch.equal(storage.scales, SCALES)
+    wide = storage_of(SCALES.double()).scales
+    assert wide is not None
+    assert wide.dtype == torch.float32
+
+
+@pytest.mark.parametrize("scales", [None, SCALES])
+def test_scales_lie_where_the_pages_lie(scales: torch.Tensor | None) -> None:
+    storage = KvStorage(LAYERS, 6, PAGE, HEADS, DIM, E4M3, "meta", scales)
+    assert storage.scales is not None
+    assert storage.scales.device == storage.pages.device == torch.device("meta")
+
+
+def test_storage_for_a_model_has_the_scales_given() -> None:
+    scales = torch.arange(1.0, 1 + 2 * 2 * TINY.num_kv_heads).view(2, 2, TINY.num_kv_heads)
+    storage = KvStorage.of(TINY, 5, PAGE, E4M3, torch.device("cpu"), scales)
+    assert storage.pages.dtype == E4M3
+    assert storage.scales is not None
+    assert torch.equal(storage.scales, scales)
 
 
 def test_scales_go_with_fp8_alone() -> None:

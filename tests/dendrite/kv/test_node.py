@@ -46,6 +46,13 @@ def test_fork_makes_one_child_unless_told() -> None:
     assert len(root.at(1).fork()) == 1
 
 
+def test_forks_of_all_trees_are_counted(engine: SimulatedEngine, root: Node) -> None:
+    root.fork(3)
+    root.at(1).fork(2)
+    engine.prompt([7, 8]).fork()
+    assert engine.cache.forks == 6
+
+
 def test_ids_rise_over_the_whole_tree_and_start_anew_in_another(engine: SimulatedEngine, root: Node) -> None:
     child, other = root.fork(2)
     assert [node.id for node in child.fork(2) + other.fork(1) + root.fork(1)] == [3, 4, 5, 6]
@@ -101,6 +108,7 @@ def test_any_kind_of_integer_counts(root: Node) -> None:
     children = root.fork(np.int64(2))  # type: ignore[arg-type]
     assert [child.id for child in children] == [1, 2]
     assert all(type(child.id) is int for child in children)
+    assert len(root.fork(np.int64(1))) == 1  # type: ignore[arg-type]
     assert root.at(np.int64(2)).fork()[0].base == 2  # type: ignore[arg-type]
 
 

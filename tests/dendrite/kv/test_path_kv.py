@@ -36,6 +36,11 @@ def test_a_tensor_comes_back_bit_by_bit(dtype: torch.dtype) -> None:
     assert array.any(), "what is read from others is not written"
 
 
+def test_a_tensor_goes_to_the_device_asked_for() -> None:
+    found = to_torch(np.zeros((3, 4), np.uint16), torch.bfloat16, torch.device("meta"))
+    assert (found.device.type, found.dtype, found.shape) == ("meta", torch.bfloat16, (3, 4))
+
+
 def test_sizes_are_in_bytes() -> None:
     assert FORMAT.token_bytes == 2 * 2 * 3 * 4 * 2
     assert replace(FORMAT, kv_dtype="float32").token_bytes == 2 * FORMAT.token_bytes
@@ -66,6 +71,11 @@ def test_arrays_must_be_what_the_format_says() -> None:
     ):
         with pytest.raises(InvalidArgument, match=field):
             replace(part(), **{field: value}).check()
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_from_none_to_all_of_the_tokens_may_be_generated(count: int) -> None:
+    replace(part(), logprobs=np.zeros(count)).check()
 
 
 def test_keys_and_values_in_fp8_go_with_wider_hidden_states() -> None:

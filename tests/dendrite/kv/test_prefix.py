@@ -122,6 +122,29 @@ def test_a_continuation_stays_its_own_when_another_goes() -> None:
     assert index.match([1, 2, 3]) == Match(short, 2)
 
 
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_of_three_continuations_two_stay_known(gone: int) -> None:
+    index = RadixIndex()
+    short, *nodes = (bare_node(number) for number in range(4))
+    index.insert([1, 2], short)
+    for last, node in enumerate(nodes):
+        index.insert([1, 2, last], node)
+    index.remove(nodes[gone])
+    for last, node in enumerate(nodes):
+        assert index.match([1, 2, last]) == (Match(short, 2) if last == gone else Match(node, 3))
+
+
+def test_a_prompt_further_computed_goes_on_beside_what_others_added() -> None:
+    index = RadixIndex()
+    node, other = bare_node(0), bare_node(1)
+    index.insert([1, 2], node)
+    index.insert([1, 2, 3], other)
+    assert index.insert([1, 2, 4], node)
+    assert index.match([1, 2, 3]) == Match(other, 3)
+    assert index.match([1, 2, 4]) == Match(node, 3)
+    assert index.match([1, 2]) == Match(node, 2)
+
+
 def test_a_long_path_is_no_deep_recursion() -> None:
     index = RadixIndex()
     node = bare_node(0)

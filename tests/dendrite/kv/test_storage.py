@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv.pages import TailCopy
 from dendrite.kv.storage import KvStorage
+from tests.tiny_config import TINY
 
 
 def storage_of(page_size: int = 8, num_pages: int = 6, dtype: torch.dtype = torch.float32) -> KvStorage:
@@ -22,6 +26,13 @@ def filled() -> KvStorage:
 
 def test_it_starts_zeroed() -> None:
     assert not storage_of().pages.any()
+
+
+def test_it_has_the_shape_of_the_model_and_lies_on_the_device_asked_for() -> None:
+    storage = KvStorage.of(replace(TINY, num_layers=3), 5, 16, torch.bfloat16, torch.device("meta"))
+    assert storage.pages.shape == (3, 5, 2, 16, TINY.num_kv_heads, TINY.head_dim)
+    assert storage.page_size == 16
+    assert (storage.pages.dtype, storage.pages.device.type) == (torch.bfloat16, "meta")
 
 
 def test_a_write_goes_to_its_layer_page_and_offset() -> None:
@@ -66,6 +77,13 @@ def test_a_page_may_be_source_and_destination_in_one_call() -> None:
     assert torch.equal(storage.pages[:, 3], before[:, 1])
 
 
+def test_a_cpu_copies_tails_without_the_gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dendrite.kernels.pages", None)  # to import it fails, as where Triton is missing
+    storage = filled()
+    storage.copy_tails([TailCopy(1, 3, 8)])
+    assert torch.equal(storage.pages[:, 3], storage.pages[:, 1])
+
+
 def test_no_copies_is_no_work() -> None:
     storage = filled()
     before = storage.pages.clone()
@@ -86,6 +104,13 @@ def test_tokens_can_be_moved_to_a_storage_of_other_pages() -> None:
     assert target.pages.count_nonzero() == data.count_nonzero(), "nothing else is written"
 
 
+def test_tokens_go_to_the_storage_s_device_and_are_read_there() -> None:
+    storage = KvStorage(2, 6, 8, kv_heads=3, head_dim=4, device="meta")
+    slots = torch.tensor([8, 15])
+    storage.write_tokens(slots, torch.zeros(2, 2, 2, 3, 4))  # torch refuses to copy from another device
+    assert storage.read_tokens(slots).device.type == "meta"
+
+
 def test_what_is_read_is_a_copy() -> None:
     storage = filled()
     data = storage.read_tokens(torch.tensor([8, 9]))
@@ -97,6 +122,16 @@ def test_what_is_read_is_a_copy() -> None:
 def test_data_that_does_not_fit_is_refused(data: torch.Tensor) -> None:
     with pytest.raises(InvalidArgument, match="data"):
         storage_of().write_tokens(torch.tensor([8, 9]), data)
+
+
+@pytest.mark.parametrize("slot", [0, 47])
+def test_the_first_and_the_last_slot_can_be_moved(slot: int) -> None:
+    source, target = filled(), storage_of()
+    there, (page, offset) = torch.tensor([slot]), divmod(slot, 8)
+    data = source.read_tokens(there)
+    assert torch.equal(data[:, :, 0], source.pages[:, page, :, offset])
+    target.write_tokens(there, data)
+    assert torch.equal(target.pages[:, page, :, offset], data[:, :, 0])
 
 
 @pytest.mark.parametrize("slot", [-1, 48])
