@@ -10,12 +10,16 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from serve_apps.ray_settings import prefer_direct
+
 # The cores belong to the tests' own processes, not to each one's thread pool.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing in a test talks to the network: no hub, no usage report. Ray writes no token to the home folder.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Ray Serve passes requests on as `dendrite serve` has it.
+prefer_direct(os.environ)
 
 # Without a GPU the Triton kernels run in their interpreter, which must be chosen before they are defined.
 if not any(os.path.exists(device) for device in ("/dev/nvidia0", "/dev/nvidiactl")):

