@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 DIRECT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
 }
 """HAProxy hands connections to the HTTP processes themselves, and these work on one event loop.
