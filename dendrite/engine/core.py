@@ -150,17 +150,11 @@ class EngineCore:
 
     def submit_score(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
         """Queue a scratch child of `node` whose job gathers the log-probabilities of `tokens[1:]`; release it after."""
-        child = self._intake.child(node, tokens[:-1])
-        job = Compute(child, collect=list(tokens[1:]))
-        self._requests.compute(job)
-        return child, job
+        return self._write(node, tokens[:-1], tokens[1:])
 
     def submit_append(self, node: Node, tokens: Sequence[int]) -> tuple[Node, Compute]:
         """Queue a child of `node` that holds `tokens`; its job gathers the log-probabilities of `tokens[1:]`."""
-        child = self._intake.child(node, tokens)
-        job = Compute(child, collect=list(tokens[1:]))
-        self._requests.compute(job)
-        return child, job
+        return self._write(node, tokens, tokens[1:])
 
     def token_ids(self, text: str | Sequence[int], field: str, *, special: bool = True) -> list[int]:
         """Encode a text, or check given ids; `field` is what an error calls them.
@@ -254,6 +248,12 @@ class EngineCore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _write(self, node: Node, tokens: Sequence[int], collect: Sequence[int]) -> tuple[Node, Compute]:
+        child = self._intake.child(node, tokens)
+        job = Compute(child, collect=list(collect))
+        self._requests.compute(job)
+        return child, job
 
     def _on_free(self, node: Node) -> None:
         if node.tip >= 0:
