@@ -129,19 +129,21 @@ class HeldNodes:
 
         async def generate(parent: Node) -> list[Branch]:
             parts: list[Branch] = []
+            told = 0
             try:
                 async with aclosing(self._engine.stream(parent, params, every_s)) as branches:
                     async for branch in branches:
                         child = _node(branch)
                         if child.finish_reason is None:
-                            start, name = sum(len(part.tokens) for part in parts), self._name(tree, child)
-                            put(Piece(call_id, name, start, branch.tokens, branch.logprobs, branch.top_logprobs))
+                            name = self._name(tree, child)
+                            put(Piece(call_id, name, told, branch.tokens, branch.logprobs, branch.top_logprobs))
                         parts.append(branch)
+                        told += len(branch.tokens)
             except BaseException:
                 if parts:
                     await self._engine.run(_node(parts[0]).release)
                 raise
-            return [joined(parts)]
+            return [_joined(parts)]
 
         [branch] = await self.grow(tree, node, generate)
         return branch
@@ -172,7 +174,7 @@ class HeldNodes:
         await self._engine.run(lambda: release_all([node for _, node in held], subtree))
 
 
-def joined(parts: Sequence[Branch]) -> Branch:
+def _joined(parts: Sequence[Branch]) -> Branch:
     """What a stream has yielded, as one branch."""
     return dataclasses.replace(
         parts[-1],

@@ -48,9 +48,6 @@ class PieceBoxes:
     def __init__(self) -> None:
         self._boxes: dict[int, _Box] = {}
 
-    def __len__(self) -> int:
-        return len(self._boxes)
-
     @contextlib.contextmanager
     def open(self, reader: int) -> Iterator[Callable[[Piece], None]]:
         """Keep a reader's box for a stream; gives what puts a piece into it."""
@@ -109,19 +106,20 @@ class PieceReader:
             yield
         finally:
             del calls[call_id]
+            if not calls:
+                del self._followed[key]
 
     async def _read(self, key: _Key) -> None:
         _, worker = key
         try:
-            while calls := self._followed[key]:
+            while key in self._followed:
                 reply = self._fleet.handle(worker).take_pieces.remote(self.id)
-                for piece in await call(self._fleet.watch(worker, reply), worker_name(worker)):
-                    tell = calls.get(piece.call)
-                    if tell is not None:
-                        tell(piece)
+                pieces = await call(self._fleet.watch(worker, reply), worker_name(worker))
+                calls = self._followed.get(key, {})  # of now: others may have begun meanwhile
+                for piece in pieces:
+                    if piece.call in calls:
+                        calls[piece.call](piece)
         except ClusterError:
             pass  # the worker is lost, as the calls themselves are about to learn
         finally:
             del self._reading[key]
-            if not self._followed[key]:
-                del self._followed[key]

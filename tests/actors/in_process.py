@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.cluster_client import ClusterClient
 from actors.model_worker import ModelWorker
 from actors.refs import ClusterNode, unique_id
 from actors.tree_manager import TreeManager
@@ -114,3 +115,16 @@ async def cluster_of(
     for worker in made:
         await worker._outbox.stop()
         await worker._engine.aclose()
+
+
+@contextlib.asynccontextmanager
+async def lent(client: ClusterClient, manager: LocalHandle, lease: int) -> AsyncIterator[None]:
+    """A client's life under its lease, after which two workers and their manager must have nothing left."""
+    yield
+    await client.settle()
+    await manager.close_lease.remote(lease)
+    await client.reclaim()
+    stats = await client.manager_stats()
+    assert (stats.trees, stats.records, stats.live_nodes) == (0, 0, (0, 0))
+    assert [worker.engine.pages_held for worker in await client.worker_stats(fresh=True)] == [0, 0]
+    await client.check()

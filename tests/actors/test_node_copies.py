@@ -17,7 +17,7 @@ from actors.replication import Policy, Replicator
 from actors.routing import Router
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import ClusterError, UnknownNode
-from tests.actors.in_process import LocalHandle, cluster_of
+from tests.actors.in_process import LocalHandle, cluster_of, lent
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n" * 4)
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -50,14 +50,8 @@ async def client(tiny_model: Path, policy: Policy) -> AsyncIterator[Client]:
     async with cluster_of(tiny_model, workers=2, config=config) as (manager, workers):
         lease = await manager.open_lease.remote()
         made = Client(manager, workers, lease.id, policy)
-        yield made
-        await made.settle()
-        await manager.close_lease.remote(lease.id)
-        await made.reclaim()
-        stats = await made.manager_stats()
-        assert (stats.trees, stats.records, stats.live_nodes) == (0, 0, (0, 0))
-        assert [worker.engine.pages_held for worker in await made.worker_stats(fresh=True)] == [0, 0]
-        await made.check()
+        async with lent(made, manager, lease.id):
+            yield made
 
 
 async def engines(client: Client) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from actors.refs import ClusterNode
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import Cancelled, ContextOverflow, InvalidArgument, NodeReleased
 from dendrite.search.backend import Branch, StreamingBackend
-from tests.actors.in_process import cluster_of
+from tests.actors.in_process import cluster_of, lent
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n")
 PARAMS = SamplingParams(max_tokens=24, seed=1, ignore_eos=True, top_logprobs=2)
@@ -36,14 +36,8 @@ async def client(tiny_model: Path) -> AsyncIterator[Client]:
         made = Client(manager, handles, lease.id)
         made.workers = [handle.actor for handle in handles]  # type: ignore[misc]
         assert isinstance(made, StreamingBackend)
-        yield made
-        await made.settle()
-        await manager.close_lease.remote(lease.id)
-        await made.reclaim()
-        stats = await made.manager_stats()
-        assert (stats.trees, stats.records, stats.live_nodes) == (0, 0, (0, 0))
-        assert [worker.engine.pages_held for worker in await made.worker_stats(fresh=True)] == [0, 0]
-        await made.check()
+        async with lent(made, manager, lease.id):
+            yield made
 
 
 async def whole(client: ClusterClient, node: ClusterNode, params: SamplingParams, every_s: float = 0.0) -> list[Branch]:
