@@ -35,12 +35,18 @@ def parser_limits(limits: GrammarLimits) -> LLParserLimits:
 def translated(grammar: Grammar) -> str:
     """The grammar in llguidance's own form."""
     if grammar.json_schema is not None:
-        if grammar.white_space:
-            return LLMatcher.grammar_from_json_schema(grammar.json_schema, {"whitespace_pattern": _WHITE_SPACE})
-        return LLMatcher.grammar_from_json_schema(grammar.json_schema, {"whitespace_flexible": False})
+        return LLMatcher.grammar_from_json_schema(grammar.json_schema, _white_space(grammar))
     if grammar.regex is not None:
         return LLMatcher.grammar_from_regex(grammar.regex)
     return LLMatcher.grammar_from_lark(grammar.source)
+
+
+def _white_space(grammar: Grammar) -> dict[str, Any]:
+    """What llguidance is told of white space, which would win over what the schema says of it."""
+    own = json.loads(grammar.source).get("x-guidance")
+    if isinstance(own, dict) and not own.keys().isdisjoint(("whitespace_flexible", "whitespace_pattern")):
+        return {}
+    return {"whitespace_pattern": _WHITE_SPACE} if grammar.white_space else {"whitespace_flexible": False}
 
 
 def check_grammar(grammar: Grammar, limits: GrammarLimits) -> None:

@@ -129,6 +129,26 @@ def test_white_space_is_bounded_or_left_out(document: str, spaced: bool, compact
                 matcher.take(document.encode())
 
 
+@pytest.mark.parametrize("white_space", [True, False])
+@pytest.mark.parametrize(
+    ("guidance", "fitting", "other"),
+    [
+        ({"whitespace_flexible": False}, "[1,2]", "[1, 2]"),
+        ({"whitespace_pattern": "_"}, "[_1_,_2_]", "[1, 2]"),
+    ],
+)
+def test_a_schema_says_itself_what_white_space_it_has(
+    guidance: dict[str, object], fitting: str, other: str, white_space: bool
+) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2, "x-guidance": guidance}
+    grammar = compiled(json_schema=schema, white_space=white_space)
+    matcher = Matcher(grammar, 0)
+    matcher.take(fitting.encode())
+    assert matcher.finished
+    with pytest.raises(GrammarError):
+        Matcher(grammar, 0).take(other.encode())
+
+
 def test_forced_tokens_are_those_without_a_choice() -> None:
     schema = {"type": "object", "properties": {"flag": {"type": "boolean"}}, "required": ["flag"]}
     matcher = Matcher(compiled(json_schema=schema, white_space=False), 0)
