@@ -8,10 +8,10 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
+from actors.exchange import Piece
 from actors.fleet import Fleet
 from actors.node_copies import NodeCopies
 from actors.node_maker import NodeMaker
-from actors.pieces import Piece
 from actors.recovery import RecoveryStats, Tries
 from actors.refs import ClusterNode, worker_name
 from actors.routing import Router

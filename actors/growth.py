@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from actors.documents import extended
+from actors.exchange import Piece
 from actors.lineage import Copy, Lineage, Segment
-from actors.pieces import Piece
 from actors.refs import ClusterNode
 from dendrite.config import SamplingParams
 from dendrite.search.backend import Branch

@@ -8,11 +8,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from actors.deltas import Added, Released, Replica
+from actors.exchange import Piece
 from actors.node_table import NodeTable, release_all
 from actors.outbox import Outbox
-from actors.pieces import Piece
-from actors.refs import ClusterNode, lease_of
-from actors.release_queue import Given
+from actors.refs import ClusterNode, Given, lease_of
 from dendrite.config import SamplingParams
 from dendrite.errors import Cancelled, LeaseExpired, NodeReleased
 from dendrite.kv.node import Node

@@ -13,6 +13,7 @@ from actors.admission import MAX_CALLS, Admission
 from actors.calls import RunningCalls
 from actors.deltas import Batch, Load
 from actors.engine_gauge import EngineGauge
+from actors.exchange import Exchange
 from actors.held_nodes import HeldNodes
 from actors.incarnation import incarnation, this_actor
 from actors.kv_transfer import Arrival, KvSource
@@ -20,9 +21,7 @@ from actors.metrics import Recorder
 from actors.metrics_reporter import report_on, report_worker
 from actors.outbox import Outbox, Receipt
 from actors.peers import Peers
-from actors.pieces import Piece, PieceBoxes
-from actors.refs import ClusterNode, lease_of
-from actors.release_queue import Given
+from actors.refs import ClusterNode, Given, lease_of, worker_name
 from actors.rpc import call
 from actors.tensor_group import followers_for
 from actors.worker_stats import WorkerHealth, WorkerStats
@@ -73,7 +72,9 @@ class ModelWorker:
         self._epoch = incarnation()
         self._calls = RunningCalls()
         self._admission = Admission(index, max_calls)
-        self._pieces = PieceBoxes()
+        lent = (self.prefill, self.expand, self.stream, self.append, self.score, self.value, self.import_kv)
+        methods = {method.__name__: method for method in (*lent, self.cancel, self.release)}
+        self._exchange = Exchange(worker_name(index), methods)
         sends = [functools.partial(self._send, shard) for shard in range(len(self._managers))]
         self._outbox = Outbox(index, self._epoch, sends, self._load, lambda: sorted(self._nodes.expired))
         self._began = time.monotonic()
@@ -127,19 +128,19 @@ class ModelWorker:
             call_id, tree, self._nodes.grow(tree, node, lambda at: self._engine.expand(at, n, params))
         )
 
+    async def exchange(self, client: int, message: bytes) -> bytes:
+        """Begin calls of a client, and answer with what has come of those under way: see `actors.exchange`."""
+        return await self._exchange(client, message)
+
     async def stream(
-        self, call_id: int, tree: int, node: int, params: SamplingParams, every_s: float, reader: int
+        self, call_id: int, tree: int, node: int, params: SamplingParams, every_s: float, client: int
     ) -> Branch:
-        """Fork a node once and decode the child; `reader` is told meanwhile what has come, if it takes its pieces.
+        """Fork a node once and decode the child; `client`, by whose exchange this is called, is told of what has come.
 
         The first tokens are told at once, then those of `every_s` seconds at a time. Raises what `expand` raises.
         """
-        with self._pieces.open(reader) as put:
-            return await self._run(call_id, tree, self._nodes.stream(call_id, tree, node, params, every_s, put))
-
-    async def take_pieces(self, reader: int) -> list[Piece]:
-        """What the streams of a reader have generated since it last asked; waits a while for some."""
-        return await self._pieces.take(reader)
+        tell = functools.partial(self._exchange.tell, client)
+        return await self._run(call_id, tree, self._nodes.stream(call_id, tree, node, params, every_s, tell))
 
     async def append(self, call_id: int, tree: int, node: int, continuations: Sequence[Sequence[int]]) -> list[Branch]:
         """Fork a node once a continuation and write it there. Raises what `expand` raises."""

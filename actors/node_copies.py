@@ -7,11 +7,11 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from actors.documents import extended, placed
+from actors.exchange import Piece
 from actors.growth import Growth
 from actors.kv_transfer import TransferFailed
 from actors.lineage import Copy, Lineage, Release, Segment
 from actors.node_maker import NodeMaker
-from actors.pieces import Piece
 from actors.recovery import LOST, Background, Rebuilder, RecoveryStats, Tries
 from actors.refs import ClusterNode
 from actors.replication import missing_tokens

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 IDS_PER_LEASE = 2**32
 """The holder of a lease numbers its own trees and calls up to this, so that every id is unique and names its lease."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterNode:
+class ClusterNode(NamedTuple):
     """A node as the cluster names it: the worker that holds its KV, its tree, and its id within the tree."""
 
     worker: int
     tree: int
     node: int
+
+
+class Given(NamedTuple):
+    """A node that its holder gives up, with `subtree` all below it too."""
+
+    tree: int
+    node: int
+    subtree: bool = False
 
 
 def worker_name(worker: int) -> str:

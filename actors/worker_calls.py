@@ -8,15 +8,14 @@ import functools
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from actors.calls import CancellableCalls
+from actors.exchange import Line, Piece
 from actors.fleet import Fleet
 from actors.lineage import Release
-from actors.pieces import Piece, PieceReader
-from actors.refs import ClusterNode, unique_id, worker_name
-from actors.release_queue import Given, ReleaseQueue
+from actors.refs import ClusterNode, Given, unique_id, worker_name
 from actors.rpc import ActorLost, Handle, call, call_again
 from dendrite.config import SamplingParams
 from dendrite.errors import ClusterError, Overloaded
@@ -35,8 +34,7 @@ class WorkerCalls:
         self._options = fleet.options
         self._count = itertools.count()
         self._calls = CancellableCalls()
-        self._releases = ReleaseQueue(fleet)
-        self._pieces = PieceReader(fleet, self.new_id())
+        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Line]] = WeakKeyDictionary()
 
     def new_id(self) -> int:
         """A number for a tree or a call, which no other has."""
@@ -58,27 +56,26 @@ class WorkerCalls:
         method: str,
         *arguments: Any,
         undo: Callable[[T], Awaitable[None]] | None = None,
-        during: Callable[[int], AbstractContextManager[object]] = contextlib.nullcontext,
+        tell: Callable[[Piece], None] | None = None,
     ) -> T:
         """Make a call of a worker that can be cancelled; one that is overloaded is given the time that it asks for.
 
-        It counts as under way at once, so that a call routed in the same breath goes elsewhere. Each try is made within
-        `during`, given its id.
+        It counts as under way at once, so that a call routed in the same breath goes elsewhere. `tell` is called with
+        what comes of it meanwhile.
 
         Raises:
             Overloaded: it still is, after the longest wait for a worker.
         """
-        actor = self.fleet.handle(worker)
+        line = self._line(worker)
         deadline = time.monotonic() + self._options.restart_timeout_s
         with self.fleet.under_way(worker):
             while True:
                 call_id = self.new_id()
                 try:
-                    with during(call_id):
-                        reply = getattr(actor, method).remote(call_id, *arguments)
-                        cancel = functools.partial(actor.cancel.remote, call_id)
-                        watched = self.fleet.watch(worker, reply, undo)
-                        return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
+                    reply = line.call(call_id, method, (call_id, *arguments), tell)
+                    cancel = functools.partial(self._post, worker, "cancel", call_id)
+                    watched = self.fleet.watch(worker, reply, undo)
+                    return await self._calls.call(watched, worker_name(worker), cancel=cancel, undo=undo)
                 except Overloaded as error:
                     if time.monotonic() + error.retry_after_s > deadline:
                         raise
@@ -88,16 +85,30 @@ class WorkerCalls:
         self, at: ClusterNode, params: SamplingParams, every_s: float, tell: Callable[[Piece], None]
     ) -> Branch:
         """Have a worker generate a child of a node, telling of its tokens as they come. Raises what `send` raises."""
-        following = functools.partial(self._pieces.follow, at.worker, tell=tell)
-        arguments = at.tree, at.node, params, every_s, self._pieces.id
-        return await self.send(at.worker, "stream", *arguments, undo=self._take_back_one, during=following)
+        arguments = at.tree, at.node, params, every_s, self._line(at.worker).id
+        return await self.send(at.worker, "stream", *arguments, undo=self._take_back_one, tell=tell)
+
+    def _line(self, worker: int) -> Line:
+        """This event loop's line to a worker."""
+        lines = self._lines.setdefault(asyncio.get_running_loop(), {})
+        if worker not in lines:
+            lines[worker] = Line(self.new_id(), functools.partial(self._exchange, worker))
+        return lines[worker]
+
+    async def _exchange(self, worker: int, client: int, message: bytes) -> bytes:
+        answer: bytes = await call(self.fleet.handle(worker).exchange.remote(client, message), worker_name(worker))
+        return answer
+
+    def _post(self, worker: int, method: str, *arguments: Any) -> Awaitable[Any]:
+        """Make a call of a worker that nothing has to be taken back of. It is on its way, be it awaited or not."""
+        return asyncio.shield(self._line(worker).call(self.new_id(), method, arguments))
 
     async def _take_back_one(self, branch: Branch) -> None:
         await self.take_back([branch])
 
     async def give_up(self, at: ClusterNode) -> None:
         """Have a worker release one node."""
-        await self._releases.send(at.worker, [Given(at.tree, at.node)])
+        await self._release(at.worker, [Given(at.tree, at.node)])
 
     async def take_back(self, branches: list[Branch]) -> None:
         """Have the workers release the nodes of branches that nobody wants any more."""
@@ -113,10 +124,13 @@ class WorkerCalls:
                 there.setdefault(at.worker, []).append(given)
             else:  # the worker was given up, but may be there after all
                 self.fleet.handle(at.worker).release.remote([given])
-        sent = [self._releases.send(worker, nodes) for worker, nodes in there.items()]
+        sent = [self._release(worker, nodes) for worker, nodes in there.items()]
         for outcome in await asyncio.gather(*sent, return_exceptions=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, ActorLost):
                 raise outcome
+
+    def _release(self, worker: int, nodes: list[Given]) -> Awaitable[None]:
+        return self.fleet.watch(worker, self._post(worker, "release", nodes))
 
     def add_replica(self, copy: ClusterNode, original: ClusterNode) -> None:
         """Have a worker, and by it the tree manager, know that a node of it is a copy of another's."""

@@ -8,6 +8,7 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from actors.cluster_client import ClusterClient
 from actors.model_worker import ModelWorker
@@ -20,14 +21,26 @@ TTL_S = 60.0
 _CONFIG = EngineConfig(device="cpu", kv_tokens=16_384)
 
 
+_HANDLES: WeakValueDictionary[int, LocalHandle] = WeakValueDictionary()
+
+
 class LocalHandle:
     """Stands for an actor's handle: `handle.method.remote(…)` starts the call and gives something to await."""
 
     def __init__(self, actor: object) -> None:
         self.actor = actor
+        _HANDLES[id(self)] = self
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        """A handle that is sent stands for the same actor."""
+        return _handle, (id(self),)
 
     def __getattr__(self, name: str) -> Any:
         return _Method(getattr(self.actor, name))
+
+
+def _handle(id: int) -> LocalHandle:
+    return _HANDLES[id]
 
 
 class _Method:

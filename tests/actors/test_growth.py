@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.exchange import Piece
 from actors.growth import Growth
 from actors.lineage import Copy, Lineage
-from actors.pieces import Piece
 from actors.refs import ClusterNode
 from dendrite.config import SamplingParams
 from dendrite.search.backend import Branch

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import actors
 from actors import Cluster
 from actors.kv_transfer import STALE_S, Arrival, KvSource, TransferFailed, TransferRates
-from actors.refs import ClusterNode
-from actors.release_queue import Given
+from actors.refs import ClusterNode, Given
 from dendrite.config import EngineConfig, SamplingParams
 from dendrite.errors import Cancelled, KvFormatMismatch, LeaseExpired, OutOfPages
 from tests.actors.in_process import LocalHandle, Pair, pair

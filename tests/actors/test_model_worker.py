@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actors.admission import Admission
-from actors.release_queue import Given
+from actors.refs import Given
 from dendrite.config import SamplingParams
 from dendrite.errors import Cancelled, InvalidArgument, LeaseExpired, Overloaded, StaleEpoch, WorkerDraining
 from tests.actors.in_process import Pair, pair

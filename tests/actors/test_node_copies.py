@@ -12,7 +12,7 @@ import pytest
 from actors.cluster_client import ClusterClient
 from actors.fleet import Fleet
 from actors.model_worker import ModelWorker
-from actors.release_queue import Given
+from actors.refs import Given
 from actors.replication import Policy, Replicator
 from actors.routing import Router
 from dendrite.config import EngineConfig, SamplingParams

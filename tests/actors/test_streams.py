@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.cluster_client import ClusterClient
+from actors.exchange import Piece
 from actors.model_worker import ModelWorker
 from actors.refs import ClusterNode
 from dendrite.config import EngineConfig, SamplingParams
@@ -66,20 +68,21 @@ async def test_a_stream_holds_what_an_expansion_does(client: Client) -> None:
 async def test_tokens_of_many_streams_share_messages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = []
     for worker in client.workers:
-        take = worker.take_pieces
+        answer = worker.exchange
 
-        async def taken(reader: int, take=take) -> list:  # type: ignore[no-untyped-def,type-arg]
-            messages.append(await take(reader))
-            return messages[-1]  # type: ignore[no-any-return]
+        async def answered(reader: int, message: bytes, answer=answer) -> bytes:  # type: ignore[no-untyped-def]
+            given = await answer(reader, message)
+            messages.append([news for news in pickle.loads(given) if isinstance(news, Piece)])
+            return given  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(worker, "take_pieces", taken)
+        monkeypatch.setattr(worker, "exchange", answered)
     root = await client.prefill(PROMPT)
     each = [PARAMS.model_copy(update={"seed": seed}) for seed in range(20)]
     found = await asyncio.gather(*(whole(client, root, params) for params in each))
+    assert 0 < len(messages) < sum(map(len, messages)) / 3
     for params, parts in zip(each, found, strict=True):
         [expected] = await client.expand(root, 1, params)
         assert tuple(token for part in parts for token in part.tokens) == expected.tokens
-    assert 0 < len(messages) < sum(map(len, messages)) / 3
     await client.release(root, subtree=True)
 
 
