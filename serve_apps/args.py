@@ -23,6 +23,9 @@ class ServeArgs(BaseModel):
     """A packaged model's name or a Hugging Face folder, which every machine of the cluster must have."""
     workers: Annotated[int, Field(ge=1, le=1_024)] = 1
     """Model workers."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] | None = None
+    """CPUs that Ray reserves for each worker, and its threads. By default an equal part of the free ones, but for one
+    that is left to HTTP."""
     min_ingresses: Annotated[int, Field(ge=1, le=256)] = 1
     max_ingresses: Annotated[int, Field(ge=1, le=256)] = 4
     """Bounds of the number of HTTP processes, which follows the load."""

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 import actors
 from actors import Cluster
 from actors.rpc import Handle, call
@@ -86,10 +88,19 @@ class Desk:
 
     async def _start(self) -> None:
         args = self._args
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        cpus = args.cpus_per_worker or cpus_each(free.get("CPU", 0.0), args.workers)
         # On a thread: loading a model takes longer than Serve's health checks are patient.
-        cluster = await asyncio.to_thread(actors.connect, args.model, args.workers, config=args.engine)
+        cluster = await asyncio.to_thread(
+            actors.connect, args.model, args.workers, config=args.engine, cpus_per_worker=cpus
+        )
         self._stack.push_async_callback(asyncio.to_thread, cluster.close)
         codec = await asyncio.to_thread(TextCodec.load, args.model)
         local = local_services(cluster, codec, self._keys, args.settings)
         self._services = await self._stack.enter_async_context(local)
         self._cluster = cluster
+
+
+def cpus_each(free: float, workers: int) -> int | None:
+    """CPUs of a worker that leave one of the free to HTTP, whose processes reserve none; None if there are too few."""
+    return max(1, int((free - 1) / workers)) if free >= workers else None
