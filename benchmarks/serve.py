@@ -39,7 +39,7 @@ from dendrite.search.tasks.countdown import problems
 
 MODEL, TOKENS, PROMPTS = "countdown", 32, 50
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-START_S, WARM_UP_S, SETTLE_S = 300.0, 5.0, 5.0
+START_S, RAMP_S, WARM_UP_S, SETTLE_S = 300.0, 5.0, 5.0, 5.0
 SERVER = """
 from serve_apps.run import run
 run(model={model!r}, workers=1, local={local}, host="127.0.0.1", port=0, keys=None)
@@ -55,6 +55,12 @@ class Load:
     first_token_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def add(self, other: Load) -> None:
+        """Count what has been done, but for its errors."""
+        self.requests += other.requests
+        self.tokens += other.tokens
+        self.first_token_s += other.first_token_s
+
 
 Ask = Callable[[int, Load], Coroutine[Any, Any, None]]
 """Makes one request of the given number, and notes what came of it."""
@@ -65,18 +71,26 @@ def prompts() -> list[str]:
     return [task.prompt for task in problems(PROMPTS, 0)]
 
 
-async def drive(ask: Ask, streams: int, seconds: float) -> tuple[Load, float]:
-    """Keep so many requests under way for some time, after a warm-up; the time runs to the end of the last."""
-    number = iter(range(1 << 62))
+async def drive(ask: Ask, streams: int, seconds: float) -> Load:
+    """Keep so many requests under way, and count those that end within `seconds`, after a ramp and a warm-up.
 
-    async def caller(load: Load, end: float) -> None:
+    Callers begin one after the other: begun together, requests of one length would stay in step and come in waves.
+    Errors count from the beginning to the end.
+    """
+    number, measured = iter(range(1 << 62)), Load()
+    began = time.monotonic() + RAMP_S + WARM_UP_S
+    end = began + seconds
+
+    async def caller(index: int) -> None:
+        await asyncio.sleep(RAMP_S * index / streams)
         while time.monotonic() < end:
-            await ask(next(number), load)
+            await ask(next(number), request := Load())
+            if began <= time.monotonic() < end:
+                measured.add(request)
+            measured.errors.extend(request.errors)
 
-    for duration in (WARM_UP_S, seconds):
-        load, began = Load(), time.monotonic()
-        await asyncio.gather(*(caller(load, began + duration) for _ in range(streams)))
-    return load, time.monotonic() - began
+    await asyncio.gather(*(caller(index) for index in range(streams)))
+    return measured
 
 
 async def engine_rate(streams: int, seconds: float) -> float:
@@ -90,10 +104,10 @@ async def engine_rate(streams: int, seconds: float) -> float:
         await backend.release(root, subtree=True)
         load.tokens += len(branch.tokens)
 
-    load, took = await drive(ask, streams, seconds)
+    load = await drive(ask, streams, seconds)
     await backend.aclose()
     engine.close()
-    return load.tokens / took
+    return load.tokens / seconds
 
 
 class Connection:
@@ -164,8 +178,8 @@ async def server(*, local: bool) -> AsyncIterator[int]:
         process.wait(60.0)
 
 
-async def http_load(streams: int, seconds: float, *, local: bool) -> tuple[Load, float, float]:
-    """What came of the load, how long it took, and the pages that the server held some seconds after."""
+async def http_load(streams: int, seconds: float, *, local: bool) -> tuple[Load, float]:
+    """What came of the load, and the pages that the server held some seconds after."""
     texts = prompts()
     async with server(local=local) as port:
         idle = [Connection(port) for _ in range(streams)]
@@ -175,11 +189,11 @@ async def http_load(streams: int, seconds: float, *, local: bool) -> tuple[Load,
             await connection.complete(texts[number % PROMPTS], number, load)
             idle.append(connection)
 
-        load, took = await drive(ask, streams, seconds)
+        load = await drive(ask, streams, seconds)
         for connection in idle:
             connection.close()
         await asyncio.sleep(SETTLE_S)
-        return load, took, await asyncio.to_thread(pages_held, port)
+        return load, await asyncio.to_thread(pages_held, port)
 
 
 def pages_held(port: int) -> float:
@@ -199,11 +213,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.streams < 1 or arguments.seconds <= 0:
         parser.error("--streams must be at least 1, --seconds positive")
-    load, took, pages = asyncio.run(http_load(arguments.streams, arguments.seconds, local=arguments.local))
+    load, pages = asyncio.run(http_load(arguments.streams, arguments.seconds, local=arguments.local))
     if not load.requests:
         sys.exit(f"no request was answered: {load.errors[:3]}")
     own = asyncio.run(engine_rate(arguments.streams, arguments.seconds))
-    rate = load.tokens / took
+    rate = load.tokens / arguments.seconds
     first = np.percentile(load.first_token_s, [50, 99]) * 1e3
     metrics = {
         "serve.requests": float(load.requests),
@@ -219,7 +233,12 @@ def main() -> None:
         print(f"{name:28} {value:12.2f}")
     for error in load.errors[:3]:
         print(f"error: {error}")
-    raw = {"streams": arguments.streams, "seconds": took, "local": arguments.local, "errors": load.errors[:20]}
+    raw = {
+        "streams": arguments.streams,
+        "seconds": arguments.seconds,
+        "local": arguments.local,
+        "errors": load.errors[:20],
+    }
     subject = f"{MODEL}-local" if arguments.local else MODEL
     packages = ("ray", "fastapi", "uvicorn")
     path = write_result(benchmark="serve", subject=subject, hardware="cpu", metrics=metrics, raw=raw, packages=packages)
