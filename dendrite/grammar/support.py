@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
 
 from dendrite.errors import GrammarError
 from dendrite.grammar.limits import GrammarLimits, check_size
 from dendrite.grammar.spec import Grammar
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 _WHITE_SPACE = r"( |\n[ \t]{0,16})?"
 """Between the parts of a document, as printers set it. Without a bound a model may write nothing else."""
@@ -41,7 +44,7 @@ def translated(grammar: Grammar) -> str:
     return LLMatcher.grammar_from_lark(grammar.source)
 
 
-def _white_space(grammar: Grammar) -> dict[str, Any]:
+def _white_space(grammar: Grammar) -> JsonCompileOptions:
     """What llguidance is told of white space, which would win over what the schema says of it."""
     own = json.loads(grammar.source).get("x-guidance")
     if isinstance(own, dict) and not own.keys().isdisjoint(("whitespace_flexible", "whitespace_pattern")):
