@@ -45,6 +45,7 @@ class Requests:
         self.version = 0
         self.idle = IdleKv(cache)
         self._busy: set[Node] = set()  # nodes with a generation that has not ended
+        self._ready: list[Generation] = []  # those that waited for what has been computed since
         self._ended: list[Generation | Compute] = []  # those that ended other than by running
 
     # ---------------------------------------------------------------- what is asked for
@@ -52,7 +53,7 @@ class Requests:
     @property
     def has_work(self) -> bool:
         """Whether another step would do anything."""
-        return bool(self.waiting or self.running or self.computing or self.retips or self._ended)
+        return bool(self.waiting or self.running or self.computing or self.retips or self._ready or self._ended)
 
     @property
     def waiting_count(self) -> int:
@@ -76,6 +77,7 @@ class Requests:
 
     def blocked(self) -> Iterator[Generation]:
         """Those that will run as soon as KV or a tip is there."""
+        yield from self._ready
         for job in self.computing.values():
             yield from job.waiting
         for retip in self.retips.values():
@@ -108,9 +110,7 @@ class Requests:
             del self.computing[node]
             chunk.job.done = True
             self._rest(node, 0.0)
-            for generation in chunk.job.waiting:
-                if not generation.done:
-                    self.add(generation)
+            self._ready += [generation for generation in chunk.job.waiting if not generation.done]
         return again
 
     def tipped(self, retip: Retip) -> None:
@@ -180,6 +180,11 @@ class Requests:
                 continue  # it has failed with one that it continues
             self.fail(job, Cancelled(f"node {job.node.id} was released before it was computed"))
 
+    def take_ready(self) -> list[Generation]:
+        """Generations whose KV, which they waited for, has been computed since the last call, by rank."""
+        ready, self._ready = sorted(self._ready, key=Generation.rank), []
+        return ready
+
     def take_ended(self) -> list[Generation | Compute]:
         """Requests that ended since the last call other than by running: failed, or probes that have their tip."""
         ended, self._ended = self._ended, []
@@ -190,9 +195,9 @@ class Requests:
             self.running.remove(generation)
             self.version += 1
         self.waiting = [entry for entry in self.waiting if entry[1] is not generation]
-        for job in self.computing.values():
-            if generation in job.waiting:
-                job.waiting.remove(generation)
+        for queue in (self._ready, *(job.waiting for job in self.computing.values())):
+            if generation in queue:
+                queue.remove(generation)
         for key, retip in list(self.retips.items()):
             if generation in retip.waiting:
                 retip.waiting.remove(generation)

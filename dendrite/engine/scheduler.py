@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import accumulate, chain
+from itertools import chain
 
 from dendrite.config import EngineConfig
+from dendrite.engine.footprint import Footprint
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.paths import ancestors, find_tip, token_owner
 from dendrite.engine.plan import Chunk, Plan, Retip
@@ -15,10 +16,6 @@ from dendrite.errors import OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.pages import TailCopy
-
-_RUNNING_PER_SPARE_PAGE = 16
-_AHEAD_TOKENS = 32
-"""How far admission looks ahead: generations that run out of pages sooner would be preempted, and computed again."""
 
 
 class Scheduler:
@@ -64,41 +61,46 @@ class Scheduler:
     # ---------------------------------------------------------------- admission
 
     def _admit(self) -> None:
-        """Take the first that wait, as far as there are pages for what all will soon need.
+        """Take the first that wait, as far as there are pages for all that those under way read and will soon write.
 
         Pages of idle nodes count, and are taken when they are needed. Where nothing is under way one is taken anyhow.
+        What has been taken keeps its place until it ends or is preempted: if it had to be taken again after each of its
+        segments, several that don't fit together could drop each other's KV for ever.
         """
         requests = self._requests
-        taken = len(requests.running) + sum(len(retip.waiting) for retip in requests.retips.values())
+        for generation in requests.take_ready():
+            self._advance(generation)
+        taken = len(requests.running) + sum(1 for _ in requests.blocked())
         candidates = [entry[1] for entry in requests.waiting[: max(0, self._config.max_running - taken)]]
         if not candidates:
             return
-        promised = sum(map(self._soon_needed, chain(requests.running, requests.blocked())))
-        needed = list(accumulate(map(self._soon_needed, candidates), initial=promised))[1:]
-        room = self._cache.available_pages
-        if room < needed[-1]:
-            room += sum(len(node.pages) for node in self._idle_leaves(*candidates))
+        footprint = self._under_way()
         admitted = 0
-        for generation, pages in zip(candidates, needed, strict=True):
+        for generation in candidates:
+            footprint.add_generation(generation)
             under_way = requests.running or requests.computing or requests.retips
-            if under_way and (pages > room or not self._has_spare(candidates)):
+            if under_way and footprint.pages > self._cache.pool.num_pages - 1:
                 break
             self._advance(generation)
             admitted += 1
         requests.waiting = requests.waiting[admitted:]
 
-    def _soon_needed(self, generation: Generation) -> int:
-        """Pages that a generation will take next: for its tokens without KV, and for some of those to come."""
-        node, left = generation.node, generation.params.max_tokens - generation.produced
-        return self._cache.pages_needed(node, len(node.tokens) - node.computed + min(left, _AHEAD_TOKENS))
+    def _under_way(self) -> Footprint:
+        """Pages of all that has been taken and has not ended."""
+        footprint = Footprint(self._cache)
+        for generation in chain(self._requests.running, self._requests.blocked()):
+            footprint.add_generation(generation)
+        for node in self._requests.computing:
+            footprint.add(node)
+        return footprint
 
     def _advance(self, generation: Generation) -> None:
-        """Start a generation, or queue what it still lacks."""
+        """Start a generation, or queue what it still lacks: the last segment, before which the others are computed."""
         node = generation.node
         pending = self._pending(node)
         if pending:
-            self._requests.compute(Compute(pending[0]))
-            self._requests.computing[pending[0]].waiting.append(generation)
+            self._requests.compute(Compute(pending[-1]))
+            self._requests.computing[pending[-1]].waiting.append(generation)
             return
         generation.tip = find_tip(node)
         if generation.tip >= 0:
@@ -112,11 +114,6 @@ class Scheduler:
         """Nodes whose tokens must be computed before `node` can decode, the topmost first, itself included."""
         pending = self._cache.pending_ancestors(node)
         return [*pending, node] if node.computed < len(node.tokens) else pending
-
-    def _has_spare(self, candidates: Sequence[Generation]) -> bool:
-        """Keep a page in hand for every sixteenth of the running batch, so that admission does not cause preemption."""
-        short = 2 + len(self._requests.running) // _RUNNING_PER_SPARE_PAGE - self._cache.available_pages
-        return short <= 0 or self._drop_idle(short, *candidates)
 
     # ---------------------------------------------------------------- pages
 
@@ -166,27 +163,37 @@ class Scheduler:
         return sum(self._cache.pages_needed(generation.node, tokens) for generation in self._requests.running)
 
     def _reserve_chunks(self, room: int, copies: list[TailCopy], *, idle_otherwise: bool) -> list[Chunk]:
+        """Given tokens to compute, as many as there is room for.
+
+        What a job's node continues is computed in the job's place, so that the first of them is done before those after
+        it can take its pages.
+        """
+        requests = self._requests
         chunks: list[Chunk] = []
-        for job in list(self._requests.computing.values()):
+        seen: set[Node] = set()
+        for job in list(requests.computing.values()):
             if room <= 0:
                 break
+            if requests.computing.get(job.node) is not job:
+                continue  # it has failed with what it continues
             first = self._pending(job.node)[0]
-            if first is not job.node:  # an ancestor was dropped in the meantime
-                self._requests.compute(Compute(first))
+            requests.compute(Compute(first))  # unless it is there
+            if first in seen:
                 continue
-            start = job.node.computed
-            count = min(room, len(job.node.tokens) - start)
+            seen.add(first)
+            start = first.computed
+            count = min(room, len(first.tokens) - start)
             alone = idle_otherwise and not chunks
             try:
-                copy = self._reserve(job.node, count, partial(self._room_for_chunk, job, alone))
+                copy = self._reserve(first, count, partial(self._room_for_chunk, job, alone))
             except OutOfPages as error:
                 if alone:
-                    self._requests.fail(job, error)
+                    requests.fail(requests.computing[first], error)
                     continue
                 break  # running nodes will give their pages back
             if copy is not None:
                 copies.append(copy)
-            chunks.append(Chunk(job, start, count))
+            chunks.append(Chunk(requests.computing[first], start, count))
             room -= count
         return chunks
 
@@ -203,24 +210,24 @@ class Scheduler:
         return self._drop_idle(pages) or self._preempt_below(generation.rank()) or self._drop_other_job(generation.node)
 
     def _room_for_chunk(self, job: Compute, alone: bool, pages: int) -> bool:
-        return self._drop_idle(pages, job) or (alone and self._drop_other_job(job.node))
+        return self._drop_idle(pages) or (alone and self._drop_other_job(job.node))
 
-    def _drop_idle(self, pages: int, *spared: Generation | Compute) -> bool:
-        """Drop the KV of idle leaves, the lowest priority and longest unused first, until `pages` are free.
-
-        What `spared` will read stays.
-        """
+    def _drop_idle(self, pages: int) -> bool:
+        """Drop the KV of idle leaves until `pages` are free; see `_idle_leaves`."""
         before = self._cache.available_pages
-        for node in self._idle_leaves(*spared):
+        for node in self._idle_leaves():
             if self._cache.available_pages - before >= pages:
                 break
             self._requests.idle.drop(node)
         return self._cache.available_pages > before
 
-    def _idle_leaves(self, *spared: Generation | Compute) -> Iterator[Node]:
-        """Nodes whose KV nothing under way reads, nor `spared`: those to drop first come first."""
-        nodes = [request.node for request in spared]
-        return self._requests.idle.leaves(self._read_by_others().union(nodes, *map(ancestors, nodes)))
+    def _idle_leaves(self) -> Iterator[Node]:
+        """Nodes whose KV nothing under way reads: those to drop first come first, those that wait for it last."""
+        read = self._read_by_others()
+        waiting = [generation.node for _, generation in self._requests.waiting[: self._config.max_running]]
+        yield from self._requests.idle.leaves(read.union(waiting, *map(ancestors, waiting)))
+        if waiting:
+            yield from self._requests.idle.leaves(read)
 
     def _preempt_below(self, rank: tuple[float, int]) -> bool:
         needed = self._read_by_others()
@@ -233,7 +240,12 @@ class Scheduler:
         return False
 
     def _read_by_others(self) -> set[Node]:
-        """Nodes whose KV this step's work reads although it may own no page yet, so that the cache can't tell."""
+        """Nodes whose KV what is under way reads although it may own no page yet, so that the cache can't tell."""
+        blocked = [generation.node for generation in self._requests.blocked()]
+        return self._read_by_running().union(blocked, *map(ancestors, blocked), *map(_path, self._requests.computing))
+
+    def _read_by_running(self) -> set[Node]:
+        """The part of `_read_by_others` that no job for given tokens may take."""
         readers = [generation.node for generation in self._requests.running]
         retipped = [generation.node for retip in self._requests.retips.values() for generation in retip.waiting]
         return set(retipped).union(*map(ancestors, readers + retipped))
@@ -245,10 +257,27 @@ class Scheduler:
         self._requests.interrupted([generation])
 
     def _drop_other_job(self, node: Node) -> bool:
-        """Drop what the latest of the jobs that `node` does not need has computed so far; it starts again."""
-        spared = self._read_by_others().union([node], ancestors(node))
-        for job in reversed(self._requests.computing.values()):
-            if job.node.pages and job.node not in spared and self._cache.droppable(job.node):
-                self._requests.idle.drop(job.node)
-                return True
+        """Drop KV that only jobs after `node`'s read, the latest job's first; they compute it again.
+
+        Where `node` has no job, all jobs count as after it.
+        """
+        spared = self._read_by_running().union(_path(node))
+        later: list[Node] = []
+        for other in self._requests.computing:
+            if other is node:
+                spared.update(*map(_path, later))
+                later = []
+            else:
+                later.append(other)
+        for other in reversed(later):
+            for victim in _path(other):
+                if victim.pages and victim not in spared and self._cache.droppable(victim):
+                    self._requests.idle.drop(victim)
+                    return True
         return False
+
+
+def _path(node: Node) -> Iterator[Node]:
+    """A node and all above it, the nearest first."""
+    yield node
+    yield from ancestors(node)
