@@ -63,7 +63,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Take the first that wait, as far as there are pages for all that those under way read and will soon write.
 
-        Pages of idle nodes count, and are taken when they are needed. Where nothing is under way one is taken anyhow.
+        Pages of idle nodes count, and are taken when they are needed, but not of those that wait: they would only take
+        them back. Where nothing is under way one is taken anyhow.
         What has been taken keeps its place until it ends or is preempted: if it had to be taken again after each of its
         segments, several that don't fit together could drop each other's KV for ever.
         """
@@ -75,6 +76,8 @@ class Scheduler:
         if not candidates:
             return
         footprint = self._under_way()
+        for generation in candidates:
+            footprint.keep(generation.node)
         admitted = 0
         for generation in candidates:
             footprint.add_generation(generation)

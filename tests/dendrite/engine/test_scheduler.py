@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
+import pytest
+
 from dendrite.config import EngineConfig, SamplingParams
+from dendrite.engine import core
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.plan import Plan
@@ -13,6 +17,7 @@ from dendrite.engine.scheduler import Scheduler
 from dendrite.errors import OutOfPages
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
+from tests.dendrite.engine.host_loop import HostLoop
 
 
 def generation(node: Node, priority: float, order: int) -> Generation:
@@ -167,3 +172,38 @@ def test_no_more_run_than_may_when_a_step_has_failed() -> None:
                 waiting.tip = 1
             requests.tipped(retip)
     assert len(plan.decodes) == 2
+
+
+def deep_tree(make_engine: Callable[..., Engine], segments: int, tokens: int) -> tuple[Engine, list[list[Node]]]:
+    """Four chains of segments below one root, none of which has its KV, and pages for two chains at a time."""
+    pages = 1 + 2 * (segments + 1) * tokens // 8 + 8
+    engine = make_engine(page_size=8, kv_tokens=8 * pages, max_batch_tokens=tokens, max_running=8)
+    root = engine.prefill(list(range(8)))
+    draws = random.Random(0)
+    chains: list[list[Node]] = []
+    for _ in range(4):
+        chains.append([root])
+        for _ in range(segments):
+            (node,) = chains[-1][-1].fork()
+            node.tokens += draws.choices(range(30), k=tokens)
+            node.logprobs += [0.0] * tokens
+            chains[-1].append(node)
+    return engine, chains
+
+
+@pytest.mark.parametrize("bursts", [False, True])
+def test_paths_that_do_not_fit_together_are_computed_one_after_the_other(
+    bursts: bool, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each takes the pages of what the others have computed, for ever."""
+    if bursts:
+        monkeypatch.setattr(core, "make_device_loop", HostLoop)
+    engine, chains = deep_tree(make_engine, segments=4, tokens=16)
+    generations = engine.submit([kid for chain in chains for kid in chain[-1].fork(2)], max_tokens=20, ignore_eos=True)
+    steps = 0
+    while engine.has_work and steps < 1000:
+        engine.step()
+        steps += 1
+    assert all(len(generation.node.tokens) == 20 for generation in generations)
+    written = engine.stats().prefill_tokens + engine.stats().recomputed_tokens
+    assert written <= 8 + 4 * 4 * 16, "every chain is computed once"
