@@ -186,7 +186,7 @@ class Rebuilder:
         self, segment: Segment, worker: int, tokens: tuple[int, ...], parent: Copy | None, origin: Copy | None
     ) -> ClusterNode:
         """Make the last `tokens` of a segment's path a node."""
-        seed = segment.path[0].seed
+        seed = segment.path[0].seed if parent is None else None  # below a node, its tree's holds
         if origin is not None:
             end = len(segment.path_tokens)
             below = parent.at if parent is not None else None

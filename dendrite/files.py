@@ -31,7 +31,7 @@ def replace(path: Path, data: bytes) -> None:
     """Put a file of this content at `path` in one step, on the disk at the return.
 
     Raises:
-        OSError: it cannot be written; what was at `path` is still there.
+        OSError: it cannot be written; at `path` is what was there, whole, or the new content.
     """
     beside = path.with_name(path.name + ".new")
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
@@ -41,3 +41,8 @@ def replace(path: Path, data: bytes) -> None:
     finally:
         os.close(file)
     beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the new name is the folder's content
+    finally:
+        os.close(folder)

@@ -11,6 +11,7 @@ from dendrite.engine.core import EngineCore
 from dendrite.engine.device import choose_device, choose_dtype
 from dendrite.engine.generation import STREAM_PACE, Compute, Generation, raise_first
 from dendrite.engine.stepper import TokenEvent, span_events
+from dendrite.errors import InvalidArgument
 from dendrite.kv.node import Node
 from dendrite.kv.path_kv import PathKv
 from dendrite.model.decoder import Decoder
@@ -226,10 +227,13 @@ class Engine(EngineCore):
 
         Raises:
             KvFormatMismatch: it was exported from another model, or another type of KV.
-            InvalidArgument: it does not begin where `below` ends, or is damaged, or the seed is out of range.
+            InvalidArgument: it does not begin where `below` ends, or is damaged, or the seed is out of range, or given
+                together with `below`.
             OutOfPages: live nodes hold too much of the pool; nothing was changed.
             KvNotComputed, NodeReleased, ContextOverflow: `below` cannot be continued.
         """
+        if below is not None and seed is not None:
+            raise InvalidArgument("seed", seed, "None with `below`: a node draws by the seed of its tree")
         self._exchange.check(part, below)
         tokens = self.token_ids(part.tokens.tolist(), "tokens")
         node = self._intake.root(tokens, seed) if below is None else self._intake.child(below, tokens)

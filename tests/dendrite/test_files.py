@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,3 +53,19 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
     replace(path, b"new" * 10)
     assert path.read_bytes() == b"new" * 10
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_new_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    replace(path, b"old")
+    synced: list[tuple[int, bytes]] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        synced.append((os.fstat(file).st_ino, path.read_bytes()))
+        assert stat.S_ISDIR(os.fstat(file).st_mode) == (len(synced) == 2)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    replace(path, b"new")
+    assert synced == [(path.stat().st_ino, b"old"), (tmp_path.stat().st_ino, b"new")]

@@ -235,6 +235,8 @@ def test_places_that_are_not_there_are_refused(make_engine: Make) -> None:
     with pytest.raises(InvalidArgument, match="start"):
         here.import_path(part, below=root)
     tail = here.export_path(root, 20)
+    with pytest.raises(InvalidArgument, match=r"seed=7: None with `below`"):
+        here.import_path(tail, below=here.prefill(PROMPT[:20]), seed=7)
     short = here.prefill(PROMPT[:20])
     short.release()
     with pytest.raises(NodeReleased):
