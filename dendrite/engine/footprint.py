@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dendrite.engine.generation import Generation
 from dendrite.engine.paths import ancestors
 from dendrite.kv.cache import KvCache
@@ -20,13 +22,14 @@ class Footprint:
         self._kept: set[Node] = set()
         self.pages = 0
 
-    def keep(self, node: Node) -> None:
-        """Count the pages that a path has now."""
-        at: Node | None = node
-        while at is not None and at not in self._kept and at not in self._whole:
-            self._kept.add(at)
-            self.pages += len(at.pages)
-            at = at.parent
+    def keep(self, nodes: Iterable[Node]) -> None:
+        """Count the pages that paths have now."""
+        for node in nodes:
+            at: Node | None = node
+            while at is not None and at not in self._kept and at not in self._whole:
+                self._kept.add(at)
+                self.pages += len(at.pages)
+                at = at.parent
 
     def add(self, node: Node) -> None:
         """Count the pages that a path has once every token of it has its KV."""

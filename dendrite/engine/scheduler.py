@@ -63,8 +63,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Take the first that wait, as far as there are pages for all that those under way read and will soon write.
 
-        Pages of idle nodes count, and are taken when they are needed, but not of those that wait: they would only take
-        them back. Where nothing is under way one is taken anyhow.
+        Pages of idle nodes count, and are taken when they are needed. Those of nodes that wait count for the first
+        alone: the others would take them back. Where nothing is under way one is taken anyhow.
+
         What has been taken keeps its place until it ends or is preempted: if it had to be taken again after each of its
         segments, several that don't fit together could drop each other's KV for ever.
         """
@@ -76,15 +77,17 @@ class Scheduler:
         if not candidates:
             return
         footprint = self._under_way()
-        for generation in candidates:
-            footprint.keep(generation.node)
+        if taken:
+            footprint.keep(other.node for other in candidates)
         admitted = 0
         for generation in candidates:
             footprint.add_generation(generation)
-            under_way = requests.running or requests.computing or requests.retips
-            if under_way and footprint.pages > self._cache.pool.num_pages - 1:
+            if footprint.pages > self._cache.pool.num_pages - 1 and (taken or requests.computing):
                 break
+            if not taken:
+                footprint.keep(other.node for other in candidates)
             self._advance(generation)
+            taken += 1
             admitted += 1
         requests.waiting = requests.waiting[admitted:]
 

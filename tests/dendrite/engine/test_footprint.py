@@ -55,9 +55,9 @@ def test_what_is_kept_counts_as_it_is_and_not_again_when_it_is_added() -> None:
     compute(cache, root, 8)
     (kid,) = root.fork()
     found = Footprint(cache)
-    found.keep(kid)
+    found.keep([kid])
     assert found.pages == 1
     found.add_generation(generation(kid, 8))
     assert found.pages == 2 + 1
-    found.keep(kid)
+    found.keep([kid])
     assert found.pages == 3

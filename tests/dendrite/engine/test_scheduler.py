@@ -174,6 +174,22 @@ def test_no_more_run_than_may_when_a_step_has_failed() -> None:
     assert len(plan.decodes) == 2
 
 
+def test_one_that_waits_may_take_the_pages_of_others_that_wait_beside_prompts_that_never_end() -> None:
+    cache = KvCache(1 + 10, 8)
+    requests, scheduler = running(cache, 1, 32, 32)
+    for _, waiting in requests.waiting:
+        waiting.node.tokens += [0] * 32
+        cache.reserve(waiting.node, 32)
+        cache.commit(waiting.node, 32)
+        waiting.node.tip = 1
+        requests.filled(waiting.node)
+    prompt = cache.new_tree(list(range(8, 16)), tree_id=2, seed=0, detokenize=lambda tokens: "")
+    requests.compute(Compute(prompt))
+    first, second = (waiting.node for _, waiting in requests.waiting)
+    assert [member.node for member in scheduler.schedule().decodes] == [first]
+    assert second.computed == 0
+
+
 def deep_tree(make_engine: Callable[..., Engine], segments: int, tokens: int) -> tuple[Engine, list[list[Node]]]:
     """Four chains of segments below one root, none of which has its KV, and pages for two chains at a time."""
     pages = 1 + 2 * (segments + 1) * tokens // 8 + 8
