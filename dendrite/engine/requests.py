@@ -1,10 +1,10 @@
 """What the engine has been asked for and has not ended, and where each request stands.
 
     add ──► waiting ──► running ──► finished
-              │  ▲         │
-  ancestors   │  │         │ pages run out: the KV of the lowest rank is dropped
-  not computed▼  │computed ▼
-           computing ◄── dropped (tokens stay)
+                 │   ▲       ▲   │
+       ancestors │   └───────┼───┘ pages run out: the KV of the lowest rank is dropped (tokens stay)
+    not computed ▼           │ computed
+               computing ────┘
 
 A generation waits on one of two things: KV that is not written yet (its own or an ancestor's), or the hidden state it
 samples from (a *tip*), which is missing after a fork at an inner token. Both are filled in by rows of the same batch.
