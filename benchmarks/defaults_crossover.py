@@ -89,7 +89,7 @@ def _on_cpu(shape: ModelConfig, branches: int, shared: int, runs: int) -> Timed:
         for layer in range(shape.num_layers):
             attention.forward(layer, query, key, value)
 
-    picked = "tree" if shared_runs(table, lengths, size) else "flat"
+    picked = "tree" if shared_runs(table, lengths, size, shape.kv_size) else "flat"
     ways = [partial(step, [(0, branches, common)]), partial(step, [])]
     tree, flat = ([1e6 * seconds / shape.num_layers for seconds in times] for times in _timed(ways, runs))
     return picked, tree, flat

@@ -15,6 +15,8 @@ from dendrite.transfer import send
 
 _MIN_SHARED_PAGES = 4
 """A shorter common prefix is not worth a pass of its own."""
+_MIN_SAVED_ELEMENTS = 115_000
+"""Nor is one that saves fewer elements of keys: a pass of its own costs the CPU more than reading them again."""
 
 Table = npt.NDArray[np.int64]
 
@@ -22,9 +24,10 @@ Table = npt.NDArray[np.int64]
 class BatchBuilder:
     """Lays out decodes, then retips, then prefill chunks: single-query rows first, siblings side by side."""
 
-    def __init__(self, cache: KvCache, page_size: int, device: torch.device) -> None:
+    def __init__(self, cache: KvCache, page_size: int, kv_size: int, device: torch.device) -> None:
         self._cache = cache
         self._page_size = page_size
+        self._kv_size = kv_size
         self._device = device
 
     def build(self, plan: Plan, sampled: Sequence[int]) -> ForwardBatch:
@@ -63,7 +66,7 @@ class BatchBuilder:
             query_start=starts,
             context=lengths,
             page_table=torch.from_numpy(table).to(self._device),
-            shared_pages=shared_runs(table[:singles], lengths[:singles], size),
+            shared_pages=shared_runs(table[:singles], lengths[:singles], size, self._kv_size),
         )
 
     def _stack(self, tables: Sequence[Table], lengths: Sequence[int]) -> Table:
@@ -75,10 +78,11 @@ class BatchBuilder:
         return stacked
 
 
-def shared_runs(table: Table, lengths: Sequence[int], page_size: int) -> list[tuple[int, int, int]]:
+def shared_runs(table: Table, lengths: Sequence[int], page_size: int, kv_size: int) -> list[tuple[int, int, int]]:
     """Runs of adjacent rows whose tables start with the same full pages, as (first, end, pages).
 
-    Rows join a run as long as the pages saved, (rows - 1) * common pages, do not shrink.
+    Rows join a run as long as the pages saved, (rows - 1) * common pages, do not shrink. Runs that save too little are
+    left out; `kv_size` is the elements of a token's keys in a layer.
     """
     if len(table) < 2:
         return []
@@ -98,7 +102,8 @@ def shared_runs(table: Table, lengths: Sequence[int], page_size: int) -> list[tu
         first, pages = row, 0
     if len(table) - first > 1:
         runs.append((first, len(table), pages))
-    return runs
+    per_page = page_size * kv_size
+    return [run for run in runs if (run[1] - run[0] - 1) * run[2] * per_page >= _MIN_SAVED_ELEMENTS]
 
 
 def _last_token(retip: Retip) -> int:

@@ -21,7 +21,7 @@ class Forward:
 
     def __init__(self, cache: KvCache, runner: ModelRunner, page_size: int) -> None:
         self._cache, self._runner = cache, runner
-        self._builder = BatchBuilder(cache, page_size, runner.batch_device)
+        self._builder = BatchBuilder(cache, page_size, runner.decoder.config.kv_size, runner.batch_device)
 
     def run(self, plan: Plan, tokens: list[int], clock: StepClock) -> None:
         """Run a plan's rows, where `tokens` are those just appended to its decoding nodes.

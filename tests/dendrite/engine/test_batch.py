@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dendrite.engine.batch import shared_runs
 
 
-def runs(tables: list[list[int]], lengths: list[int] | None = None) -> list[tuple[int, int, int]]:
+def runs(tables: list[list[int]], lengths: list[int] | None = None, kv_size: int = 4096) -> list[tuple[int, int, int]]:
     width = max(map(len, tables))
     padded = np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int64)
-    return shared_runs(padded, lengths or [16 * len(table) for table in tables], 16)
+    return shared_runs(padded, lengths or [16 * len(table) for table in tables], 16, kv_size)
 
 
 def test_siblings_share_their_prefix() -> None:
@@ -24,6 +25,13 @@ def test_short_prefixes_and_strangers_are_left_alone() -> None:
     assert runs([[1, 2, 3, 9], [1, 2, 3, 8]]) == []
     assert runs([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]) == []
     assert runs([[1, 2, 3, 4, 5]]) == []
+
+
+@pytest.mark.parametrize(("rows", "pages", "shared"), [(2, 32, False), (4, 16, False), (8, 4, False), (8, 16, True)])
+def test_what_saves_little_is_read_by_every_row(rows: int, pages: int, shared: bool) -> None:
+    """With two heads of 64, as the packaged model has."""
+    prefix = list(range(1, pages + 1))
+    assert runs([[*prefix, 100 + row] for row in range(rows)], kv_size=128) == ([(0, rows, pages)] if shared else [])
 
 
 def test_two_trees_make_two_runs() -> None:
