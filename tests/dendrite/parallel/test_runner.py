@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dendrite.config import EngineConfig
-from dendrite.engine import scheduler
+from dendrite.engine import footprint
 from dendrite.engine.engine import Engine
 from dendrite.engine.generation import Generation
 from dendrite.errors import KvFormatMismatch, OutOfPages
@@ -38,7 +38,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     followers = ThreadFollowers(folder, config)
     two = Engine.from_pretrained(folder, config=config, followers=followers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "_AHEAD_TOKENS", 1)
+        patch.setattr(footprint, "AHEAD_TOKENS", 1)
         yield Engine.from_pretrained(folder, config=CONFIG), two
     two.close()
     assert not followers.errors
