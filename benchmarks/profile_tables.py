@@ -40,7 +40,7 @@ def bandwidth_block() -> str:
     steps = load("decode-h100-tinyllama")
     trees = {name: load(f"tree_workloads-h100-{name}") for name in ("tinyllama", "llama3-8b")}
     rows = [(f"W1, {name}", f"{each['raw']['W1_fraction_of_copy_bandwidth']:.0%}") for name, each in trees.items()] + [
-        (f"{batch} branches of a short prompt, tinyllama", f"{steps['metrics'][f'decode.b{batch}.copy_fraction']:.0%}")
+        (f"branches of a short prompt: {batch}, tinyllama", f"{steps['metrics'][f'decode.b{batch}.copy_fraction']:.0%}")
         for batch in (1, 8, 64, 256)
     ]
     return with_sources(table(("Decoding", "of a copy's bandwidth"), rows), steps, *trees.values())
