@@ -74,6 +74,11 @@ def not_found(what: str, id: str) -> HttpError:
     return HttpError(404, f"there is no {what} {id!r}", code=f"{what}_not_found")
 
 
+def node_released(node: int) -> HttpError:
+    """A tree's node has been given up."""
+    return HttpError(410, f"node {node} has been released", code="node_released")
+
+
 def unsupported(field: str, why: str) -> HttpError:
     """A field, or a value of it, that this server does not implement."""
     return HttpError(400, f"{field}: {why}", param=field, code="unsupported_parameter")

@@ -8,10 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from dendrite.errors import LeaseExpired, NodeReleased
 from dendrite.search.backend import Backend
 from serve_apps.decoding import Pace, Releases
-from serve_apps.errors import HttpError, not_found
+from serve_apps.errors import HttpError, node_released, not_found
 from serve_apps.events import EventLog, Page
 from serve_apps.ids import Ids
 from serve_apps.ledger import Ledger
@@ -19,9 +18,11 @@ from serve_apps.pins import Pins
 from serve_apps.response_formats import grammar_in
 from serve_apps.text import TextCodec
 from serve_apps.tree_jobs import NodeJob, run_jobs
-from serve_apps.tree_records import Record, TreeRecord, locate
+from serve_apps.tree_records import KvAccount, Record, TreeRecord, locate
+from serve_apps.tree_release import give_up
 from serve_apps.tree_schemas import GenerateOne, Lease, NodeView, Pinned, StreamView, TreeView
 from serve_apps.tree_views import node_view, tree_view
+from serve_apps.unbroken import Unbroken
 
 MAX_NODES, MAX_STREAMS, MAX_GRAVES = 65_536, 64, 4_096
 """Nodes of a tree; its streams that can be resumed; expired trees that are remembered."""
@@ -49,6 +50,7 @@ class TreeHost:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._pins = Pins()
         self._releases = Releases(backend)
+        self._unbroken = Unbroken()
         self._sweeper: asyncio.Task[None] | None = None
 
     # ---------------------------------------------------------------- trees
@@ -63,7 +65,8 @@ class TreeHost:
             self._ledger.free(owner, concurrent_trees=1, kv_bytes=kv_bytes)
             raise
         self._ledger.spend(owner, len(prompt))
-        tree = TreeRecord(self._ids.new("tree"), owner, self._clock() + ttl_s)
+        account = KvAccount(self._ledger, owner, self._per_token)
+        tree = TreeRecord(self._ids.new("tree"), account, self._clock() + ttl_s)
         root = tree.new_node(None, 0)
         root.tokens.extend(prompt)
         root.parts.append((ref, len(prompt)))
@@ -84,7 +87,7 @@ class TreeHost:
 
     async def delete(self, owner: str, id: str) -> None:
         """See `Trees`."""
-        await self._drop(self._find(owner, id))
+        await self._unbroken.do(self._drop(self._find(owner, id)))
 
     # ---------------------------------------------------------------- nodes
 
@@ -134,9 +137,8 @@ class TreeHost:
         """See `Trees`."""
         tree = self._find(owner, id)
         record = self._node(tree, node)
-        gone = list(tree.below(record)) if subtree else [record]
-        for each in reversed(gone):  # from the leaves up
-            await self._release(tree, each)
+        records = list(tree.below(record)) if subtree else [record]
+        await self._unbroken.do(give_up(tree, records, self._releases, self._pins))
 
     # ---------------------------------------------------------------- generating
 
@@ -147,11 +149,11 @@ class TreeHost:
         for record in records:
             if record.job is not None:
                 raise HttpError(409, f"node {record.id} is generating", param="nodes", code="node_busy")
-        reserved = plan.max_tokens * self._per_token
-        self._ledger.hold(owner, kv_bytes=reserved * len(records))
+        grammar = grammar_in(plan.response_format)
+        reserved = {record.id: self._most_bytes(record, plan.max_tokens) for record in records}
+        tree.account.hold(sum(reserved.values()))
         log, stream = EventLog(), self._ids.new("stream")
         tree.streams[stream] = log
-        grammar = grammar_in(plan.response_format)
         jobs = [
             NodeJob(self._backend, self._codec, record, plan, grammar, index, self._pace, log.add, self._releases)
             for index, record in enumerate(records)
@@ -161,8 +163,8 @@ class TreeHost:
             kv_bytes = generated * self._per_token
             tree.generated += generated
             self._ledger.spend(owner, generated)
-            self._ledger.free(owner, kv_bytes=reserved - (0 if record.released else kv_bytes))
-            record.kv_bytes += 0 if record.released else kv_bytes
+            tree.account.free(reserved[record.id] - kv_bytes)
+            record.kv_bytes += kv_bytes
 
         self._jobs[stream] = run_jobs(jobs, log, ended)
         self._trim_streams(tree)
@@ -183,6 +185,7 @@ class TreeHost:
             self._sweeper.cancel()
         for tree in list(self._trees.values()):
             await self._drop(tree)
+        await self._unbroken.settle()
         self._expire_pins(math.inf)
         await self._releases.settle()
 
@@ -192,7 +195,7 @@ class TreeHost:
         tree = self._trees.get(id)
         if tree is None or tree.owner != owner:
             if self._graves.get(id) == owner:
-                raise LeaseExpired(0)
+                raise HttpError(410, f"the lease of the tree {id!r} has run out", code="lease_expired")
             raise self._ids.missing("tree", id)
         return tree
 
@@ -204,7 +207,7 @@ class TreeHost:
     def _live(self, tree: TreeRecord, node: int) -> Record:
         record = self._node(tree, node)
         if record.released:
-            raise NodeReleased(0, node)
+            raise node_released(node)
         return record
 
     def _stream(self, tree: TreeRecord, stream: str) -> EventLog:
@@ -215,34 +218,19 @@ class TreeHost:
     def _view(self, tree: TreeRecord) -> TreeView:
         return tree_view(tree, self._codec, self._clock())
 
+    def _most_bytes(self, record: Record, tokens: int) -> int:
+        """Bytes of KV that so many more tokens of a node come to, as far as the context has room for them."""
+        return min(tokens, max(0, self._codec.max_context - record.path_length)) * self._per_token
+
     def _trim_streams(self, tree: TreeRecord) -> None:
         for stream in list(tree.streams)[:-MAX_STREAMS]:
             if self._jobs[stream].done():
                 del tree.streams[stream], self._jobs[stream]
 
-    async def _release(self, tree: TreeRecord, record: Record) -> None:
-        """Give one node up; it stays in the topology, and its KV is held, as long as something lives below it."""
-        if not record.released:
-            record.released = True
-            if record.job is not None:
-                record.job.cancel()
-                await asyncio.wait([record.job])
-        place: Record | None = record
-        while place is not None and place.released and not place.children:
-            del tree.nodes[place.id]
-            place.gone = True
-            self._releases.release(*self._pins.give_up(place.refs))
-            self._ledger.free(tree.owner, kv_bytes=place.kv_bytes)
-            if place.parent is not None:
-                place.parent.children.remove(place.id)
-            place = place.parent
-
     async def _drop(self, tree: TreeRecord) -> None:
         if self._trees.pop(tree.id, None) is None:
             return
-        for record in reversed(list(tree.nodes.values())):
-            if record.id in tree.nodes:
-                await self._release(tree, record)
+        await give_up(tree, list(tree.nodes.values()), self._releases, self._pins)
         for stream in tree.streams:
             self._jobs.pop(stream)
         self._ledger.free(tree.owner, concurrent_trees=1)
@@ -254,7 +242,7 @@ class TreeHost:
             self._expire_pins(now)
             for tree in [tree for tree in self._trees.values() if tree.expires <= now]:
                 self._graves[tree.id] = tree.owner
-                await self._drop(tree)
+                await self._unbroken.do(self._drop(tree))
             while len(self._graves) > MAX_GRAVES:
                 self._graves.popitem(last=False)
 

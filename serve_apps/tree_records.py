@@ -7,9 +7,32 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dendrite.errors import InvalidArgument, NodeReleased
+from dendrite.errors import InvalidArgument
 from dendrite.search.backend import Backend, Branch, NodeRef
+from serve_apps.errors import node_released
 from serve_apps.events import EventLog
+from serve_apps.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class KvAccount:
+    """Whom the KV of a tree's nodes is counted for, and how many bytes a token of it takes."""
+
+    ledger: Ledger
+    owner: str
+    bytes_per_token: int
+
+    def hold(self, kv_bytes: int) -> None:
+        """Take so much more.
+
+        Raises:
+            HttpError: 429; nothing was taken.
+        """
+        self.ledger.hold(self.owner, kv_bytes=kv_bytes)
+
+    def free(self, kv_bytes: int) -> None:
+        """Give so much back."""
+        self.ledger.free(self.owner, kv_bytes=kv_bytes)
 
 
 @dataclass(slots=True)
@@ -17,12 +40,14 @@ class Record:
     """A node. It continues `parent` after `at` of the parent's tokens.
 
     Its own tokens lie in backend nodes, each below the one before: `parts` pairs each with the number of own tokens at
-    its end. `cuts` holds, by that number, backend nodes made to branch from elsewhere.
+    its end. `cuts` holds, by that number, backend nodes made to branch from elsewhere, which hold copies of the tokens
+    after the part before. `kv_bytes` is what is on the account for all of them.
     """
 
     id: int
     parent: Record | None
     at: int
+    account: KvAccount
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     parts: list[tuple[NodeRef, int]] = field(default_factory=list)
@@ -48,11 +73,14 @@ class Record:
     @property
     def path_length(self) -> int:
         """Tokens from the beginning of the prompt to the end of this node."""
-        return len(self.tokens) + (self.parent.path_length_to(self.at) if self.parent is not None else 0)
+        return self.path_length_to(len(self.tokens))
 
     def path_length_to(self, at: int) -> int:
         """Tokens from the beginning of the prompt to after `at` own ones."""
-        return self.path_length - len(self.tokens) + at
+        length, place = at, self
+        while place.parent is not None:
+            length, place = length + place.at, place.parent
+        return length
 
     def document_tokens(self, digest: str) -> int:
         """Tokens at the end of the path of a document under that grammar, which goes on; 0 where one must begin."""
@@ -90,27 +118,43 @@ async def locate(backend: Backend, record: Record, at: int) -> NodeRef:
 
     Raises:
         InvalidArgument: the root's prompt cannot be left out as a whole.
+        HttpError: 429, the account has no room for a copy; 410, the node was given up meanwhile.
     """
-    if at == 0:
+    while at == 0:
         if record.parent is None:
             raise InvalidArgument("at", at, "a branch of the root keeps at least one token of the prompt")
-        return await locate(backend, record.parent, record.at)
+        record, at = record.parent, record.at
     ends = [end for _, end in record.parts]
     index = bisect_right(ends, at - 1)
     if index < len(ends) and ends[index] == at:
         return record.parts[index][0]
     async with record.cutting:
+        if record.gone:
+            raise node_released(record.id)
         if at not in record.cuts:
-            made = await _cut(backend, record, ends[index - 1] if index else 0, at)
-            if record.gone:
-                await backend.release(made)
-                raise NodeReleased(0, record.id)
-            record.cuts[at] = made
+            await _cut(backend, record, ends[index - 1] if index else 0, at)
         return record.cuts[at]
 
 
-async def _cut(backend: Backend, record: Record, start: int, at: int) -> NodeRef:
+async def _cut(backend: Backend, record: Record, start: int, at: int) -> None:
     """Write the tokens `start` .. `at` of a node again, after the part that ends at `start`."""
+    # No part holds the tokens up to the end of the node if one ends there now, and they are on the account already.
+    kv_bytes = (at - start) * record.account.bytes_per_token if at < len(record.tokens) else 0
+    record.account.hold(kv_bytes)
+    try:
+        made = await _written(backend, record, start, at)
+    except BaseException:
+        record.account.free(kv_bytes)
+        raise
+    if record.gone:
+        record.account.free(kv_bytes)
+        await backend.release(made)
+        raise node_released(record.id)
+    record.kv_bytes += kv_bytes
+    record.cuts[at] = made
+
+
+async def _written(backend: Backend, record: Record, start: int, at: int) -> NodeRef:
     if record.parent is None and start == 0:
         return await backend.prefill(record.tokens[:at])
     before = await locate(backend, record, start)
@@ -120,20 +164,24 @@ async def _cut(backend: Backend, record: Record, start: int, at: int) -> NodeRef
 
 @dataclass(slots=True)
 class TreeRecord:
-    """A tree, and whose it is. `expires` is when its lease runs out, by the host's clock."""
+    """A tree. `expires` is when its lease runs out, by the host's clock; `generated` counts tokens."""
 
     id: str
-    owner: str
+    account: KvAccount
     expires: float
     nodes: dict[int, Record] = field(default_factory=dict)
     streams: dict[str, EventLog] = field(default_factory=dict)
-    kv_bytes: int = 0
     generated: int = 0
     next_node: int = 0
 
+    @property
+    def owner(self) -> str:
+        """The id of the key whose tree it is."""
+        return self.account.owner
+
     def new_node(self, parent: Record | None, at: int) -> Record:
         """A node without tokens."""
-        record = Record(self.next_node, parent, at)
+        record = Record(self.next_node, parent, at, self.account)
         self.next_node += 1
         self.nodes[record.id] = record
         if parent is not None:
