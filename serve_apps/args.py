@@ -58,10 +58,16 @@ class ServeArgs(BaseModel):
             return ()
         try:
             found = TypeAdapter(tuple[ApiKey, ...]).validate_python(json.loads(Path(self.keys).read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            where = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else None
-            reason = f"field {where} is wrong" if where else "cannot be read as JSON"
-            raise InvalidArgument("keys", self.keys, reason) from None
-        if len({key.id for key in found}) < len(found):
-            raise InvalidArgument("keys", self.keys, "each id at most once")
+        except OSError as error:
+            raise InvalidArgument("keys", self.keys, f"cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise InvalidArgument("keys", self.keys, f"field {where} is wrong" if where else "no list") from None
+        except ValueError:
+            raise InvalidArgument("keys", self.keys, "cannot be read as JSON") from None
+        if not found:
+            raise InvalidArgument("keys", self.keys, "at least one key: with none, everybody would be let in")
+        for field in ("id", "sha256"):
+            if len({getattr(key, field) for key in found}) < len(found):
+                raise InvalidArgument("keys", self.keys, f"each {field} at most once")
         return found

@@ -10,7 +10,8 @@ from fastapi import Request
 from starlette.responses import Response
 
 from dendrite.search.run import ALGORITHMS
-from serve_apps.errors import HttpError, as_http, not_found, unsupported
+from serve_apps.errors import HttpError, not_found, unsupported
+from serve_apps.failures import told
 from serve_apps.idempotency import once
 from serve_apps.openai_schemas import (
     ChatChoice,
@@ -23,7 +24,8 @@ from serve_apps.openai_schemas import (
 )
 from serve_apps.problems import task_in
 from serve_apps.schemas import Usage
-from serve_apps.search_schemas import BudgetSpec, SearchPlan, SearchView
+from serve_apps.search_schemas import MAX_TOKENS, BudgetSpec, SearchPlan, SearchView
+from serve_apps.search_service import outcome
 from serve_apps.services import Services
 from serve_apps.sse import DONE, EventStream, frame, unless_gone
 
@@ -73,7 +75,9 @@ async def answer(
     if len(body.messages) != 1 or body.messages[0].role != "user":
         raise HttpError(400, "messages: a search takes one message, the user's", param="messages", code="invalid_value")
     task = task_in(body.messages[0].text)
-    tokens = body.max_tokens or body.max_completion_tokens
+    tokens, field = body.asked_tokens
+    if tokens is not None and tokens > MAX_TOKENS:
+        raise HttpError(400, f"{field}={tokens}: at most {MAX_TOKENS}", param=field, code="invalid_value")
     plan = SearchPlan(algorithm=algorithm, budget=BudgetSpec(tokens=tokens), seed=body.seed or 0)
     prompt_tokens = len(serving.codec.prompt(task.prompt, "messages"))
     id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
@@ -82,20 +86,13 @@ async def answer(
         await serving.accounts.admit(owner)
         return (await serving.searches.start(owner, task, plan)).id
 
-    async def ended(search: str) -> SearchView:
-        try:
-            return await serving.searches.wait(owner, search)
-        except BaseException:
-            await serving.searches.cancel(owner, search)
-            raise
-
     def completion(view: SearchView) -> ChatCompletion:
         text, usage = _found(view, prompt_tokens)
         choice = ChatChoice(index=0, message=ChatMessage(content=text), finish_reason="stop")
         return ChatCompletion(id=id, created=created, model=body.model, choices=[choice], usage=usage)
 
     async def whole() -> ChatCompletion:
-        return completion(await ended(await start()))
+        return completion(await outcome(serving.searches, owner, await start()))
 
     if not body.stream:
         return await unless_gone(
@@ -110,7 +107,7 @@ async def answer(
     async def events() -> AsyncGenerator[bytes, None]:
         yield chunk(Delta(role="assistant", content=""))
         try:
-            text, usage = _found(await ended(search), prompt_tokens)
+            text, usage = _found(await outcome(serving.searches, owner, search), prompt_tokens)
             yield chunk(Delta(content=text))
             yield chunk(Delta(), last=True)
             if body.wants_usage:
@@ -118,7 +115,7 @@ async def answer(
                 yield frame(last.model_dump_json())
             yield DONE
         except Exception as error:
-            yield frame(as_http(error).body.model_dump_json())
+            yield frame(told(error, f"request {request.state.request_id}").body.model_dump_json())
 
     async def leave() -> None:
         await serving.searches.cancel(owner, search)

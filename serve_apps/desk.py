@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -88,17 +89,17 @@ class Desk:
 
     async def _start(self) -> None:
         args = self._args
+        # On threads: loading a model takes longer than Serve's health checks are patient.
+        codec = await asyncio.to_thread(TextCodec.load, args.model)
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         cpus = args.cpus_per_worker or cpus_each(free.get("CPU", 0.0), args.workers)
-        # On a thread: loading a model takes longer than Serve's health checks are patient.
-        cluster = await asyncio.to_thread(
-            actors.connect, args.model, args.workers, config=args.engine, cpus_per_worker=cpus
-        )
-        self._stack.push_async_callback(asyncio.to_thread, cluster.close)
-        codec = await asyncio.to_thread(TextCodec.load, args.model)
-        local = local_services(cluster, codec, self._keys, args.settings)
-        self._services = await self._stack.enter_async_context(local)
-        self._cluster = cluster
+        connect = functools.partial(actors.connect, config=args.engine, cpus_per_worker=cpus)
+        async with AsyncExitStack() as stack:  # a start that fails is made again, and must leave no cluster
+            cluster = await asyncio.to_thread(connect, args.model, args.workers)
+            stack.push_async_callback(asyncio.to_thread, cluster.close)
+            local = local_services(cluster, codec, self._keys, args.settings)
+            self._services = await stack.enter_async_context(local)
+            self._cluster, self._stack = cluster, stack.pop_all()
 
 
 def cpus_each(free: float, workers: int) -> int | None:

@@ -18,14 +18,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dendrite.logs import log_event
-from serve_apps.errors import HttpError, as_http
+from serve_apps.errors import HttpError
+from serve_apps.failures import told
 from serve_apps.metrics import Metrics
 
 access = logging.getLogger("dendrite.access")
-failures = logging.getLogger("dendrite.http")
 _ID = re.compile("[A-Za-z0-9_.:-]{1,128}")
 _LOGGED_BYTES = 65_536
 _CLIENT_GONE = 499
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Those that metrics and the log name: a client may send any word."""
 _SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "x-frame-options": "DENY"}
 
 
@@ -72,10 +74,10 @@ class Edge:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 passage.status = message["status"]
-                told = MutableHeaders(scope=message)
-                told["x-request-id"] = passage.id
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = passage.id
                 for name, value in _SAFE.items():
-                    told.setdefault(name, value)
+                    answered.setdefault(name, value)
             await send(message)
 
         async def received() -> Message:
@@ -93,18 +95,17 @@ class Edge:
                 busy = f"{self._max_requests} requests are under way, which is the most"
                 raise HttpError(503, busy, code="overloaded", retry_after_s=1.0)
             length = headers.get("content-length", "0")
-            if length.isdigit() and int(length) > self._max_body_bytes:
+            if length.isdecimal() and int(length) > self._max_body_bytes:
                 raise HttpError(413, self._too_large, code="body_too_large")
             await self._app(scope, received, sent)
         except ClientDisconnect:
             passage.status = _CLIENT_GONE
         except Exception as error:
-            if not isinstance(error, HttpError):
-                failures.exception("request %s failed", passage.id)
+            answer = told(error, f"request {passage.id}")
             if passage.status:
                 raise  # too late for another answer: the server cuts the connection
             with contextlib.suppress(OSError):
-                await response_of(as_http(error))(scope, receive, sent)
+                await response_of(answer)(scope, receive, sent)
 
     @property
     def _too_large(self) -> str:
@@ -113,19 +114,20 @@ class Edge:
     def _note(self, scope: Scope, passage: _Passage) -> None:
         route, took = scope.get("route"), time.monotonic() - passage.began
         path = getattr(route, "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         status = passage.status or _CLIENT_GONE
-        self._metrics.requests.labels(scope["method"], path, str(status)).inc()
+        self._metrics.requests.labels(method, path, str(status)).inc()
         self._metrics.seconds.labels(path).observe(took)
         if not access.isEnabledFor(logging.INFO):
             return
         state = scope["state"]
-        told: dict[str, Any] = {"event": "request", "id": passage.id, "method": scope["method"], "route": path}
-        told |= {"status": status, "ms": round(took * 1e3, 2), "key": state.get("owner"), "bytes": passage.received}
+        line: dict[str, Any] = {"event": "request", "id": passage.id, "method": method, "route": path}
+        line |= {"status": status, "ms": round(took * 1e3, 2), "key": state.get("owner"), "bytes": passage.received}
         if state.get("user") is not None:
-            told["user"] = json.dumps(state["user"])  # which may hold line ends
+            line["user"] = json.dumps(state["user"])  # which may hold line ends
         if self._log_prompts and passage.body:
-            told["body"] = json.dumps(passage.body[:_LOGGED_BYTES].decode(errors="replace"))
-        log_event(access, logging.INFO, told)
+            line["body"] = json.dumps(passage.body[:_LOGGED_BYTES].decode(errors="replace"))
+        log_event(access, logging.INFO, line)
 
 
 def response_of(error: HttpError) -> Response:

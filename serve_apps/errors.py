@@ -34,6 +34,7 @@ _TYPES = {
 }
 _BUSY_S = 1.0
 """What a client is asked to wait where nothing better is known."""
+_UNDER = "the id of the request, the tree or the search"
 
 
 class HttpError(DendriteError):
@@ -111,7 +112,7 @@ def as_http(error: BaseException) -> HttpError:
             return HttpError(400, str(error), code="model_error")
         case ClusterError():
             return HttpError(503, str(error), code="cluster_error", retry_after_s=_BUSY_S)
-    return HttpError(500, "the server failed; its log has the details under the request id", code="internal_error")
+    return HttpError(500, f"the server failed; its log has the details under {_UNDER}", code="internal_error")
 
 
 def of_validation(problems: Sequence[Mapping[str, Any]]) -> HttpError:

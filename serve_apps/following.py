@@ -8,31 +8,34 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Header, Query
 
+from dendrite.errors import DendriteError
 from serve_apps.events import Page
 from serve_apps.sse import PING, frame
 
 _WAIT_S = 10.0
+MAX_EVENT = 2**53 - 1
+"""No log is as long."""
 
 LastEventId: TypeAlias = Annotated[
-    int, Header(alias="Last-Event-ID", ge=0, lt=2**53, description="Go on after this event; 0 is the beginning.")
+    int, Header(alias="Last-Event-ID", ge=0, le=MAX_EVENT, description="Go on after this event; 0 is the beginning.")
 ]
-After: TypeAlias = Annotated[int, Query(ge=0, lt=2**53, description="Go on after this event, as by Last-Event-ID.")]
+After: TypeAlias = Annotated[int, Query(ge=0, le=MAX_EVENT, description="Go on after this event, as by Last-Event-ID.")]
 
 
-async def follow(
-    read: Callable[[int, float], Awaitable[Page]], after: int, *, head: bytes = b""
-) -> AsyncGenerator[bytes, None]:
-    """The events after the one of id `after`, up to the end of the log.
+async def follow(read: Callable[[int, float], Awaitable[Page]], after: int) -> AsyncGenerator[bytes, None]:
+    """The events after the one of id `after`, up to the end of the log, which an event `end` tells of.
+
+    Where the log is lost meanwhile they just stop: whoever asks for the rest learns why from the answer's status.
 
     Args:
         read: of the log: the id to begin after, and the longest wait in seconds.
         after: the last event that the client has.
-        head: sent first.
     """
-    if head:
-        yield head
     while True:
-        page = await read(after, _WAIT_S)
+        try:
+            page = await read(after, _WAIT_S)
+        except DendriteError:
+            return
         chunks = [frame(json.dumps(event), event=str(event["event"]), id=id) for id, event in page.events]
         if chunks:
             after = page.events[-1][0]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -18,7 +16,8 @@ from dendrite.errors import DendriteError
 from serve_apps import health, openai, search, trees
 from serve_apps.decoding import Releases
 from serve_apps.edge import Edge, response_of
-from serve_apps.errors import HttpError, as_http, of_validation
+from serve_apps.errors import HttpError, of_validation
+from serve_apps.failures import told
 from serve_apps.services import Services
 from serve_apps.ui import page
 
@@ -52,7 +51,6 @@ def create_app(services: Services, max_requests: int | None = None) -> FastAPI:
         log_prompts=settings.log_prompts,
         max_requests=max_requests,
     )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI's documentation has it
     return app
 
 
@@ -63,7 +61,7 @@ def serve_from(app: FastAPI, services: Services) -> None:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return response_of(as_http(error))
+    return response_of(told(error, f"request {request.state.request_id}"))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -82,10 +80,3 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the log and the metrics do
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema, where a validation error is the 400 that it is here, not FastAPI's own 422."""
-    if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    return app.openapi_schema

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import time
@@ -13,7 +15,9 @@ from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 from fastapi import Header
 from pydantic import BaseModel
 
+from dendrite.errors import DendriteError
 from serve_apps.errors import HttpError
+from serve_apps.unbroken import Unbroken
 
 MOST = 65_536
 """How many answers are kept."""
@@ -67,10 +71,12 @@ class ReplayBook:
     async def begin(self, owner: str, key: str, fingerprint: str) -> str | None:
         """See `Replays`."""
         now = self._clock()
-        while self._kept and (len(self._kept) >= MOST or next(iter(self._kept.values())).until <= now):
+        while self._kept and next(iter(self._kept.values())).until <= now:
             self._kept.popitem(last=False)
         kept = self._kept.get((owner, key))
         if kept is None:
+            while len(self._kept) >= MOST:
+                self._kept.popitem(last=False)
             self._kept[owner, key] = _Kept(fingerprint, now + self._keep_s)
             return None
         if kept.fingerprint != fingerprint:
@@ -108,18 +114,25 @@ async def once(
         body: the request.
         kind: of the answer.
         do: does it.
+
+    Raises:
+        HttpError: 409 while the first request is under way, 422 if it was another request.
     """
     if key is None:
         return await do()
     told: dict[str, Any] = {"what": what, "body": body.model_dump(mode="json", by_alias=True)}
     fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    known = await replays.begin(owner, key, fingerprint)
-    if known is not None:
-        return kind.model_validate_json(known)
+    # Asked and told to the end where the caller is cancelled: else the key would stay busy for all who try again.
+    begun = asyncio.create_task(replays.begin(owner, key, fingerprint))
     try:
+        known = await asyncio.shield(begun)
+        if known is not None:
+            return kind.model_validate_json(known)
         answer = await do()
     except BaseException:
-        await replays.forget(owner, key)
+        with contextlib.suppress(DendriteError):
+            if await begun is None:
+                await replays.forget(owner, key)
         raise
-    await replays.end(owner, key, answer.model_dump_json(by_alias=True))
+    await Unbroken().do(replays.end(owner, key, answer.model_dump_json(by_alias=True)))
     return answer

@@ -91,9 +91,11 @@ class Seat:
 
     async def close(self) -> None:
         """Give up what requests have left, and the lease."""
-        if self._place is not None:
-            await self._place.close()
-        self._let_go()
+        try:
+            if self._place is not None:
+                await self._place.close()
+        finally:
+            self._let_go()
 
     async def _services(self) -> Services:
         if self._codec is None:

@@ -13,9 +13,11 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serve_apps import chat_search
-from serve_apps.errors import HttpError, as_http, not_found, unsupported
+from serve_apps.errors import not_found, unsupported
+from serve_apps.failures import told
 from serve_apps.idempotency import IdempotencyKey, once
 from serve_apps.openai_schemas import (
+    DEFAULT_TOKENS,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
@@ -76,7 +78,7 @@ async def complete(
         prompts=_prompts(serving, body),
         n=body.n or 1,
         params=body.sampling(
-            _max_tokens(serving, body.max_tokens or 16, "max_tokens"),
+            serving.settings.tokens(body.max_tokens, "max_tokens", DEFAULT_TOKENS),
             body.logprobs or 0,
             await grammar_for(body.response_format, serving.settings.grammar_limits),
         ),
@@ -110,7 +112,7 @@ async def complete(
 
     if body.stream:
         _no_replay(idempotency_key)
-        return await _stream(work, (), chunk, last if body.wants_usage else None)
+        return await _stream(request, work, (), chunk, last if body.wants_usage else None)
     return await unless_gone(
         request, once(serving.replays, owner, idempotency_key, "completions", body, Completion, whole)
     )
@@ -132,15 +134,12 @@ async def chat(
     searched = chat_search.algorithm_of(serving, body.model)
     if searched is not None:
         return await chat_search.answer(body, searched, request, serving, owner, idempotency_key)
-    asked, field = body.max_tokens, "max_tokens"
-    if body.max_completion_tokens is not None:
-        asked, field = body.max_completion_tokens, "max_completion_tokens"
     prompt = serving.codec.chat([{"role": each.role, "content": each.text} for each in body.messages])
     order = Order(
         prompts=[prompt],
         n=body.n or 1,
         params=body.sampling(
-            _max_tokens(serving, asked or serving.settings.max_tokens, field),
+            serving.settings.tokens(*body.asked_tokens, serving.settings.max_tokens),
             body.top_logprobs or 0,
             await grammar_for(body.response_format, serving.settings.grammar_limits),
         ),
@@ -176,13 +175,14 @@ async def chat(
     if body.stream:
         begin = [ChunkChoice(index=index, delta=Delta(role="assistant", content="")) for index in range(order.n)]
         opening = [ChatChunk(id=id, created=created, model=body.model, choices=[each]) for each in begin]
-        return await _stream(work, tuple(opening), chunk, last if body.wants_usage else None)
+        return await _stream(request, work, tuple(opening), chunk, last if body.wants_usage else None)
     return await unless_gone(
         request, once(serving.replays, owner, idempotency_key, "chat", body, ChatCompletion, whole)
     )
 
 
 async def _stream(
+    request: Request,
     work: Work,
     opening: tuple[BaseModel, ...],
     chunk: Callable[[int, Item | None], BaseModel],
@@ -204,7 +204,7 @@ async def _stream(
                 held += frame(last().model_dump_json())
             yield held + DONE
         except Exception as error:
-            yield frame(as_http(error).body.model_dump_json())
+            yield frame(told(error, f"request {request.state.request_id}").body.model_dump_json())
 
     return EventStream(events(), on_end=work.close)
 
@@ -216,13 +216,6 @@ def _prompts(serving: Services, body: CompletionRequest) -> list[list[int]]:
     tokens = [each for each in prompt if isinstance(each, int)]
     several = [each for each in prompt if not isinstance(each, int)]
     return [serving.codec.prompt(each, "prompt") for each in (several or [tokens])]
-
-
-def _max_tokens(serving: Services, asked: int, field: str) -> int:
-    limit = serving.settings.max_tokens
-    if asked > limit:
-        raise HttpError(400, f"{field}={asked}: at most {limit}", param=field, code="invalid_value")
-    return asked
 
 
 def _no_replay(key: str | None) -> None:

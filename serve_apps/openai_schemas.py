@@ -10,6 +10,7 @@ from serve_apps.schemas import MAX_CHOICES, Count, Flag, Request, Response, Samp
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 MAX_PROMPTS, MAX_MESSAGES, MAX_PARTS = 64, 4_096, 256
+DEFAULT_TOKENS = 16
 Choices: TypeAlias = Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)]
 TopLogprobs: TypeAlias = Annotated[int, Field(ge=0, le=20, strict=True)]
 
@@ -118,6 +119,13 @@ class ChatRequest(_Generate):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: not beside max_completion_tokens")
         return self
+
+    @property
+    def asked_tokens(self) -> tuple[int | None, str]:
+        """How many tokens were asked for, and by which field."""
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens, "max_completion_tokens"
+        return self.max_tokens, "max_tokens"
 
 
 class CompletionLogprobs(Response):

@@ -122,7 +122,7 @@ def task_of(problem: Problem) -> Task:
     if isinstance(problem, TextProblem):
         return DeclaredText(problem)
     if isinstance(problem, JsonSchemaProblem):
-        check_schema(problem.json_schema, "task.schema", patterns=False)
+        check_schema(problem.json_schema, "task.schema", in_python=True)
     fields = problem.model_dump(by_alias=True, exclude={"kind"})
     return KINDS[problem.kind](**fields)
 

@@ -78,12 +78,11 @@ def _serve_here(args: ServeArgs, host: str, port: int) -> None:
     from dendrite.engine.engine import Engine
 
     keys = args.read_keys()
-    engine = Engine.from_pretrained(args.model, config=args.engine)
     codec = TextCodec.load(args.model)
 
-    async def serve() -> None:
+    async def serve(engine: Engine) -> None:
         backend = AsyncEngine(engine, threaded=True)
-        async with local_services(backend, codec, keys, args.settings) as services:
+        async with contextlib.aclosing(backend), local_services(backend, codec, keys, args.settings) as services:
             config = uvicorn.Config(
                 create_app(services, args.max_ongoing_requests),
                 host=host,
@@ -94,13 +93,12 @@ def _serve_here(args: ServeArgs, host: str, port: int) -> None:
                 timeout_graceful_shutdown=int(args.drain_seconds),
             )
             await _Server(config).serve()
-        await backend.aclose()
 
-    gc.collect()
-    gc.freeze()  # what is there now stays, and need not be looked through again and again
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
-    engine.close()
+    with Engine.from_pretrained(args.model, config=args.engine) as engine:
+        gc.collect()
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(engine))
 
 
 def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:

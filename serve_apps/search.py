@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from serve_apps.events import Page
@@ -14,6 +13,7 @@ from serve_apps.idempotency import IdempotencyKey, once
 from serve_apps.problems import task_of
 from serve_apps.schemas import STREAMED, error_responses
 from serve_apps.search_schemas import Branched, BranchRequest, SearchPlan, SearchRequest, SearchView
+from serve_apps.search_service import outcome
 from serve_apps.security import Owner
 from serve_apps.services import Services, Serving
 from serve_apps.sse import EventStream, unless_gone
@@ -29,26 +29,24 @@ async def search(
 ) -> SearchView | Response:
     """Search for an answer.
 
-    The answer is the result; with `stream` the trace's events, the first of which a header `X-Search-Id` goes with; or
-    with `"wait": false` at once the search's id. A search that is waited for ends when the client disconnects; one that
+    The answer is the result; with `stream` the trace's events, under a header `X-Search-Id`; or with `"wait": false` at
+    once the search's id. A search that is waited for ends when the client disconnects; one that
     is streamed or not waited for goes on, and can be followed again.
     """
     plan = SearchPlan(**{name: getattr(body, name) for name in SearchPlan.model_fields})
 
+    task = task_of(body.task)
+
     async def start() -> SearchView:
         await serving.accounts.admit(owner)
-        return await serving.searches.start(owner, task_of(body.task), plan)
+        return await serving.searches.start(owner, task, plan)
 
     started = await once(serving.replays, owner, idempotency_key, "search", body, SearchView, start)
     if body.stream:
         return _follow(serving, owner, started.id, 0)
     if not body.wait:
         return started
-    try:
-        return await unless_gone(request, serving.searches.wait(owner, started.id))
-    except ClientDisconnect:
-        await serving.searches.cancel(owner, started.id)
-        raise
+    return await unless_gone(request, outcome(serving.searches, owner, started.id))
 
 
 @router.get("/searches/{id}", responses=error_responses(404))

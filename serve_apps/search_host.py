@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from dendrite.config import SamplingParams
 from dendrite.search.backend import Backend, Branch
-from dendrite.search.budget import Budget
+from dendrite.search.expansion import check_some_began
 from dendrite.search.result import SearchResult
 from dendrite.search.run import conduct, parse_algorithm
 from dendrite.search.session import Session
@@ -18,8 +19,9 @@ from dendrite.search.task import Task
 from dendrite.search.trace import Trace
 from dendrite.search.values import value_source
 from serve_apps.decoding import choice_seed
-from serve_apps.errors import HttpError, as_http, not_found
+from serve_apps.errors import HttpError, not_found
 from serve_apps.events import Event, EventLog, Page
+from serve_apps.failures import told
 from serve_apps.ids import Ids
 from serve_apps.ledger import Ledger
 from serve_apps.search_schemas import BranchRequest, SearchPlan, SearchResultView, SearchView, Status
@@ -30,34 +32,6 @@ FIRST_BY_HAND = 1_000_000
 """Nodes and calls made by hand are numbered from here, past all that a search makes."""
 
 
-class Searches(Protocol):
-    """Searches by id. One that is somebody else's is not there."""
-
-    async def start(self, owner: str, task: Task, plan: SearchPlan) -> SearchView:
-        """Begin a search."""
-        ...
-
-    async def view(self, owner: str, id: str) -> SearchView:
-        """How a search stands."""
-        ...
-
-    async def wait(self, owner: str, id: str) -> SearchView:
-        """How a search stands when it has ended."""
-        ...
-
-    async def read(self, owner: str, id: str, after: int, wait_s: float) -> Page:
-        """Events of its trace."""
-        ...
-
-    async def cancel(self, owner: str, id: str) -> SearchView:
-        """End a search now; all it held is released when this returns. Idempotent."""
-        ...
-
-    async def branch(self, owner: str, id: str, node: int, request: BranchRequest) -> list[int]:
-        """Make more children of a node, whether or not the search has ended; returns their numbers."""
-        ...
-
-
 @dataclass(slots=True)
 class _Search:
     id: str
@@ -65,13 +39,13 @@ class _Search:
     task: Task
     algorithm: str
     kv_bytes: int
+    began: float
     log: EventLog = field(default_factory=EventLog)
-    began: float = 0.0
     ended: float | None = None
     status: Status = "running"
     result: SearchResult | None = None
     error: str | None = None
-    running: asyncio.Task[None] | None = None
+    running: asyncio.Task[SearchResult] = field(init=False)
     events: int = 0
     paths: dict[int, tuple[int, ...]] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
@@ -80,7 +54,7 @@ class _Search:
 
 
 class SearchHost:
-    """Runs searches on one backend. Implements `Searches`."""
+    """Runs searches on one backend. Implements `serve_apps.search_service.Searches`."""
 
     def __init__(
         self, backend: Backend, ledger: Ledger, keep_s: float, clock: Callable[[], float] = time.monotonic
@@ -93,16 +67,28 @@ class SearchHost:
     async def start(self, owner: str, task: Task, plan: SearchPlan) -> SearchView:
         """See `Searches`."""
         self._forget_old()
-        parse_algorithm(plan.algorithm, plan.options)
+        kind, options = parse_algorithm(plan.algorithm, plan.options)
         room = self._ledger.room(owner, "kv_bytes")
         if room is not None and room < 1:
             raise HttpError(429, "kv_bytes: the key holds all it may", param="kv_bytes", code="kv_bytes_limit")
         budget = plan.budget.budget(room)
         held = budget.kv_bytes if room is not None and budget.kv_bytes is not None else 0
+        search = _Search(self._ids.new("search"), owner, task, plan.algorithm, held, self._clock())
+        session = Session(
+            task,
+            self._backend,
+            budget,
+            plan.seed,
+            values=value_source(plan.values),
+            oracle=plan.oracle,
+            trace=Trace(listener=partial(self._note, search)),
+        )
+        algorithm = kind(session, options)
         self._ledger.hold(owner, concurrent_trees=1, kv_bytes=held)
-        search = _Search(self._ids.new("search"), owner, task, plan.algorithm, held, began=self._clock())
         self._searches[search.id] = search
-        search.running = asyncio.create_task(self._run(search, plan, budget))
+        search.running = asyncio.create_task(conduct(algorithm))
+        # Not at the end of a coroutine, which would do nothing for one that is cancelled before it begins.
+        search.running.add_done_callback(partial(self._ended, search, session))
         return self._view(search)
 
     async def view(self, owner: str, id: str) -> SearchView:
@@ -112,8 +98,7 @@ class SearchHost:
     async def wait(self, owner: str, id: str) -> SearchView:
         """See `Searches`."""
         search = self._find(owner, id)
-        if search.running is not None:
-            await asyncio.wait([search.running])
+        await asyncio.wait([search.running])
         return self._view(search)
 
     async def read(self, owner: str, id: str, after: int, wait_s: float) -> Page:
@@ -123,9 +108,8 @@ class SearchHost:
     async def cancel(self, owner: str, id: str) -> SearchView:
         """See `Searches`."""
         search = self._find(owner, id)
-        if search.running is not None:
-            search.running.cancel()
-            await asyncio.wait([search.running])
+        search.running.cancel()
+        await asyncio.wait([search.running])
         return self._view(search)
 
     async def branch(self, owner: str, id: str, node: int, request: BranchRequest) -> list[int]:
@@ -161,46 +145,32 @@ class SearchHost:
 
     async def aclose(self) -> None:
         """Cancel all searches."""
-        running = [search.running for search in self._searches.values() if search.running is not None]
+        running = [search.running for search in self._searches.values()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
     # ---------------------------------------------------------------- a search's life
 
-    async def _run(self, search: _Search, plan: SearchPlan, budget: Budget) -> None:
-        kind, options = parse_algorithm(plan.algorithm, plan.options)
-        trace = Trace(listener=lambda event: self._note(search, event))
-        session = Session(
-            search.task,
-            self._backend,
-            budget,
-            plan.seed,
-            values=value_source(plan.values),
-            oracle=plan.oracle,
-            trace=trace,
-        )
-        try:
-            search.result = await conduct(kind(session, options))
-            search.status = "finished"
-        except asyncio.CancelledError:
+    def _ended(self, search: _Search, session: Session, task: asyncio.Task[SearchResult]) -> None:
+        search.ended = self._clock()
+        if task.cancelled():
             search.status = "cancelled"
-        except Exception as error:
-            search.status, search.error = "failed", as_http(error).message
-        finally:
-            search.ended = self._clock()
-            self._ledger.spend(search.owner, session.meter.tokens)
-            self._ledger.free(search.owner, concurrent_trees=1, kv_bytes=search.kv_bytes)
-            if search.result is None:
-                self._note(search, {"event": "stopped", "status": search.status, "error": search.error})
-            self._maybe_end_log(search)
+        elif (error := task.exception()) is not None:
+            search.status, search.error = "failed", told(error, search.id).message
+        else:
+            search.status, search.result = "finished", task.result()
+        self._ledger.spend(search.owner, session.meter.tokens)
+        self._ledger.free(search.owner, concurrent_trees=1, kv_bytes=search.kv_bytes)
+        if search.result is None:
+            self._note(search, {"event": "stopped", "status": search.status, "error": search.error})
+        self._maybe_end_log(search)
 
     async def _grow(self, path: tuple[int, ...], n: int, params: SamplingParams) -> list[Branch]:
         root = await self._backend.prefill(path)
         try:
             branches = await self._backend.expand(root, n, params)
-            for branch in branches:
-                await self._backend.release(branch.node)
+            check_some_began(branches)
             return branches
         finally:
             await self._backend.release(root, subtree=True)

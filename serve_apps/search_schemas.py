@@ -12,13 +12,13 @@ from serve_apps.problems import Problem
 from serve_apps.schemas import Flag, Number, Request, Response, Seed
 
 Status: TypeAlias = Literal["running", "finished", "cancelled", "failed"]
-MAX_SECONDS = 600.0
+MAX_TOKENS, MAX_SECONDS = 1_000_000, 600.0
 
 
 class BudgetSpec(Request):
     """The most that a search may spend; 4,096 tokens unless something is named, and never more than 600 s."""
 
-    tokens: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
+    tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)] | None = None
     seconds: Annotated[Number, Field(gt=0.0, le=MAX_SECONDS)] | None = None
     expansions: Annotated[int, Field(ge=1, le=100_000, strict=True)] | None = None
     kv_bytes: Annotated[int, Field(ge=1, strict=True)] | None = None

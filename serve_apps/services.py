@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.search.backend import Backend
 from serve_apps.decoding import Pace, Releases
+from serve_apps.errors import HttpError
 from serve_apps.idempotency import Replays
 from serve_apps.ledger import Accounts
 from serve_apps.metrics import Metrics
-from serve_apps.search_host import Searches
+from serve_apps.search_service import Searches
 from serve_apps.security import Keyring
 from serve_apps.text import TextCodec
 from serve_apps.tree_service import Trees
@@ -26,7 +27,7 @@ class ServeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_body_bytes: Annotated[int, Field(ge=1_024)] = 4 * 2**20
-    max_tokens: Annotated[int, Field(ge=1)] = 4_096
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 4_096
     """Most tokens of one choice; also what a chat gets that names no number."""
     max_choices: Annotated[int, Field(ge=1)] = 128
     """Most choices of one request, over all of its prompts."""
@@ -42,6 +43,18 @@ class ServeSettings(BaseModel):
     """Of a `response_format`; the engine's own hold too."""
     log_prompts: bool = False
     """Whether the access log holds request bodies."""
+
+    def tokens(self, asked: int | None, field: str, default: int) -> int:
+        """The most tokens of one choice: those asked for, else `default`, or `max_tokens` where that is less.
+
+        Raises:
+            HttpError: 400, more were asked for than `max_tokens`; names the field.
+        """
+        if asked is None:
+            return min(default, self.max_tokens)
+        if asked > self.max_tokens:
+            raise HttpError(400, f"{field}={asked}: at most {self.max_tokens}", param=field, code="invalid_value")
+        return asked
 
 
 @dataclass(frozen=True, slots=True)

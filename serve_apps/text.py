@@ -48,17 +48,12 @@ class TextCodec:
         return cls(folder.name, tokenizer, ModelConfig.from_folder(folder))
 
     def prompt(self, prompt: str | Sequence[int], field: str) -> list[int]:
-        """Token ids of a prompt, which leave room for at least one more.
+        """Token ids of a prompt; `field` names it in errors.
 
         Raises:
             InvalidArgument: it is empty, or holds an id outside the vocabulary.
         """
-        tokens = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not tokens:
-            raise InvalidArgument(field, prompt, "at least one token")
-        if max(tokens) >= self.vocabulary:
-            raise InvalidArgument(field, max(tokens), f"token ids from 0 to {self.vocabulary - 1}")
-        return tokens
+        return self._checked(self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt, field)
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation.
@@ -70,9 +65,15 @@ class TextCodec:
             return self._tokenizer.encode_chat(messages)
         return self.prompt("".join(_line(message["content"]) for message in messages), "messages")
 
-    def continuation(self, text: str) -> list[int]:
-        """Token ids of a text in the middle of a sequence."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def continuation(self, given: str | Sequence[int], field: str) -> list[int]:
+        """Token ids of what stands in the middle of a sequence; `field` names it in errors.
+
+        Raises:
+            InvalidArgument: it is empty, or holds an id outside the vocabulary.
+        """
+        if isinstance(given, str):
+            given = self._tokenizer.encode(given, add_special_tokens=False)
+        return self._checked(given, field)
 
     def stream(self) -> Detokenizer:
         """Text of tokens as they come."""
@@ -81,6 +82,13 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a whole sequence."""
         return self._tokenizer.decode(tokens)
+
+    def _checked(self, tokens: Sequence[int], field: str) -> list[int]:
+        if not tokens:
+            raise InvalidArgument(field, [], "at least one token")
+        if max(tokens) >= self.vocabulary:
+            raise InvalidArgument(field, max(tokens), f"token ids from 0 to {self.vocabulary - 1}")
+        return list(tokens)
 
     def _token_text(self, token: int) -> TokenText:
         text = self._tokenizer.decode([token], skip_special_tokens=False)

@@ -155,7 +155,18 @@ class TreeHost:
         log, stream = EventLog(), self._ids.new("stream")
         tree.streams[stream] = log
         jobs = [
-            NodeJob(self._backend, self._codec, record, plan, grammar, index, self._pace, log.add, self._releases)
+            NodeJob(
+                self._backend,
+                self._codec,
+                record,
+                f"node {record.id} of {tree.id}",
+                plan,
+                grammar,
+                index,
+                self._pace,
+                log.add,
+                self._releases,
+            )
             for index, record in enumerate(records)
         ]
 
@@ -166,9 +177,10 @@ class TreeHost:
             tree.account.free(reserved[record.id] - kv_bytes)
             record.kv_bytes += kv_bytes
 
+        lengths = [len(record.tokens) for record in records]
         self._jobs[stream] = run_jobs(jobs, log, ended)
         self._trim_streams(tree)
-        return StreamView(id=stream, nodes=list(nodes))
+        return StreamView(id=stream, nodes=list(nodes), lengths=lengths)
 
     async def settled(self, owner: str, id: str, stream: str) -> None:
         """See `Trees`."""

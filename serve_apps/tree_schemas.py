@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from serve_apps.openai_schemas import MAX_MESSAGES, Message, ResponseFormat
-from serve_apps.schemas import MAX_CHOICES, Count, Flag, Request, Response, Sampling, Text, Tokens, Usage
+from serve_apps.schemas import MAX_CHOICES, Count, Flag, Number, Request, Response, Sampling, Text, Tokens, Usage
 
-Seconds: TypeAlias = Annotated[float, Field(gt=0.0, le=3_600.0, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[Number, Field(gt=0.0, le=3_600.0)]
 NodeId: TypeAlias = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 NodeState: TypeAlias = Literal["idle", "generating", "released"]
 DEFAULT_TTL_S = 60.0
@@ -43,6 +43,7 @@ class GenerateOne(Sampling):
     """
 
     max_tokens: Count = 128
+    """Unless given, as many as the server allows if that is less."""
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] = 0
     response_format: ResponseFormat | None = None
     """A document that is not at its end goes on, in forks too; otherwise one begins at the end of the node."""
@@ -150,8 +151,9 @@ class Pinned(Response):
 
 
 class StreamView(Response):
-    """Nodes are being generated; the events are at `/v1/trees/{tree}/streams/{id}`."""
+    """Nodes are being generated, which had `lengths` tokens; the events are at `/v1/trees/{tree}/streams/{id}`."""
 
     id: str
     object: Literal["stream"] = "stream"
     nodes: list[int]
+    lengths: list[int]

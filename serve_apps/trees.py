@@ -8,9 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
-from serve_apps.errors import HttpError
 from serve_apps.events import Page
-from serve_apps.following import After, LastEventId, follow
+from serve_apps.following import MAX_EVENT, After, LastEventId, follow
 from serve_apps.idempotency import IdempotencyKey, once
 from serve_apps.response_formats import grammar_for
 from serve_apps.schemas import STREAMED, Deleted, Usage, error_responses
@@ -121,7 +120,7 @@ async def score(
     id: TreeId, node: NodeNumber, body: Score, serving: Serving, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Scores:
     """How likely continuations of a node are, token by token."""
-    given = [serving.codec.continuation(each) if isinstance(each, str) else each for each in body.continuations]
+    given = [serving.codec.continuation(each, "continuations") for each in body.continuations]
 
     async def ask() -> Scores:
         await serving.accounts.admit(owner)
@@ -152,7 +151,7 @@ async def generate(
     With `stream`, events come as they happen. A client that is cut off goes on at `…/streams/{stream}`, whose id the
     header `X-Stream-Id` tells; generation goes on meanwhile, for the nodes are the tree's: delete one to cancel it.
     """
-    plan = GenerateOne(**{name: getattr(body, name) for name in GenerateOne.model_fields})
+    plan = GenerateOne(**{name: getattr(body, name) for name in body.model_fields_set - {"nodes"}})
     return await _generate(serving, owner, id, body.nodes, plan, idempotency_key)
 
 
@@ -174,17 +173,15 @@ async def get_stream(
     id: TreeId, stream: StreamId, serving: Serving, owner: Owner, last_event_id: LastEventId = 0, after: After = 0
 ) -> Response:
     """The events of a stream, from any of them on, until all its nodes have ended."""
-    await serving.trees.read(owner, id, stream, 0, 0.0)
+    await serving.trees.read(owner, id, stream, MAX_EVENT, 0.0)  # nothing, or a 404 instead of a stream
     return _follow(serving, owner, id, stream, max(last_event_id, after))
 
 
 async def _generate(
     serving: Services, owner: str, id: str, nodes: Sequence[int], plan: GenerateOne, key: str | None
 ) -> NodeList | Response:
-    limit = serving.settings.max_tokens
-    if plan.max_tokens > limit:
-        told = f"max_tokens={plan.max_tokens}: at most {limit}"
-        raise HttpError(400, told, param="max_tokens", code="invalid_value")
+    asked = plan.max_tokens if "max_tokens" in plan.model_fields_set else None
+    plan = plan.model_copy(update={"max_tokens": serving.settings.tokens(asked, "max_tokens", plan.max_tokens)})
     await grammar_for(plan.response_format, serving.settings.grammar_limits)  # refused before anything is generated
 
     async def begin() -> StreamView:
@@ -197,13 +194,15 @@ async def _generate(
         return _follow(serving, owner, id, started.id, 0)
     await serving.trees.settled(owner, id, started.id)
     views = await serving.trees.nodes(owner, id, nodes)
-    generated = sum(len(view.tokens) for view in views)
+    generated = sum(len(view.tokens) for view in views) - sum(started.lengths)
     serving.metrics.tokens.inc(generated)
     return NodeList(data=views, usage=Usage.of(0, generated))
 
 
 def _follow(serving: Services, owner: str, id: str, stream: str, after: int) -> EventStream:
     async def read(after: int, wait_s: float) -> Page:
-        return await serving.trees.read(owner, id, stream, after, wait_s)
+        page = await serving.trees.read(owner, id, stream, after, wait_s)
+        serving.metrics.tokens.inc(sum(len(event["tokens"]) for _, event in page.events if event["event"] == "tokens"))
+        return page
 
     return EventStream(follow(read, after), headers={"x-stream-id": stream})

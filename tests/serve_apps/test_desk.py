@@ -1,10 +1,30 @@
-"""What a desk gives its workers of a machine."""
+"""A desk that cannot start leaves nothing, and one that can leaves HTTP a processor."""
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
 
-from serve_apps.desk import cpus_each
+import pytest
+import ray
+
+from dendrite.errors import ModelError
+from dendrite.model.folder import resolve
+from serve_apps.args import ServeArgs
+from serve_apps.desk import Desk, cpus_each
+
+
+async def test_a_model_without_a_tokenizer_is_refused_before_a_cluster_is_started(tmp_path: Path) -> None:
+    folder = shutil.copytree(resolve("countdown"), tmp_path / "model")
+    for file in folder.glob("token*"):
+        file.unlink()
+    desk = Desk(ServeArgs(model=str(folder)), ())
+    for _ in range(2):  # each ingress that asks has it tried again
+        with pytest.raises(ModelError, match="no tokenizer"):
+            await desk.contacts()
+        assert not ray.is_initialized()
+    await desk.check_health()
+    await desk.close()
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,46 @@ def test_a_search_answers_a_chat(client: openai.OpenAI) -> None:
     assert streamed == content
     with pytest.raises(openai.BadRequestError, match="problem"):
         client.chat.completions.create(model="countdown:mcts", messages=[{"role": "user", "content": "hello"}])
-    with pytest.raises(openai.BadRequestError, match="temperature"):
-        client.chat.completions.create(**options, temperature=0.5)
+    for field, value in (("temperature", 0.5), ("max_tokens", 2_000_000)):
+        with pytest.raises(openai.BadRequestError, match=field):
+            client.chat.completions.create(**{**options, field: value})
+    with pytest.raises(openai.BadRequestError, match="one message"):
+        client.chat.completions.create(**{**options, "messages": messages * 2})
+    *_, last = client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    assert last.usage == answer.usage
+
+
+def test_a_search_that_a_client_leaves_is_cancelled(client: openai.OpenAI, served: Served) -> None:
+    messages = [{"role": "user", "content": "Numbers: 1 1 1 1. Target: 999."}]
+    options = {"model": "countdown:mcts", "messages": messages, "max_tokens": 1_000_000, "stream": True}
+    stream = client.chat.completions.create(**options)
+    with served.client() as http:
+        place = f"/v1/searches/{stream.response.headers['x-search-id']}"
+        while not http.get(place).json()["events"]:
+            pass
+        stream.close()
+        served.wait_for_pages(0, 10.0)
+        assert http.get(place).json()["status"] == "cancelled"
+        begun = client.chat.completions.create(**options)
+        http.delete(f"/v1/searches/{begun.response.headers['x-search-id']}")
+        with pytest.raises(openai.APIError, match="cancelled"):
+            list(begun)
+
+
+def test_the_newer_name_of_max_tokens(client: openai.OpenAI) -> None:
+    options = {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}], "seed": 2}
+    old = client.chat.completions.create(**options, max_tokens=7)
+    new = client.chat.completions.create(**options, max_completion_tokens=7)
+    assert new.choices[0].message.content == old.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="max_completion_tokens=1000000: at most"):
+        client.chat.completions.create(**options, max_completion_tokens=10**6)
+
+
+def test_a_stream_is_not_kept_for_an_idempotency_key(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
+        client.completions.create(model=MODEL, prompt=PROMPT, stream=True, extra_headers={"idempotency-key": "a"})
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt=PROMPT)
 
 
 def test_a_client_that_leaves_frees_its_pages(client: openai.OpenAI, served: Served) -> None:

@@ -82,7 +82,9 @@ def test_a_node_goes_on_where_it_ended(http: httpx.Client, tree: str) -> None:
     ids = [node["id"] for node in made(http.post(f"{tree}/nodes/0/fork", json={"n": 2}))["data"]]
     whole = made(http.post(f"{tree}/nodes/{ids[0]}/generate", json={"max_tokens": 20, "seed": 4}))["data"][0]
     for size in (5, 1, 14):
-        parts = made(http.post(f"{tree}/nodes/{ids[1]}/generate", json={"max_tokens": size, "seed": 4}))["data"][0]
+        answer = made(http.post(f"{tree}/nodes/{ids[1]}/generate", json={"max_tokens": size, "seed": 4}))
+        assert answer["usage"] == {"prompt_tokens": 0, "completion_tokens": size, "total_tokens": size}
+        parts = answer["data"][0]
     assert parts["tokens"] == whole["tokens"]
 
 
@@ -107,6 +109,8 @@ def test_scores_are_the_models_and_leave_the_tree_alone(http: httpx.Client, tree
     assert answer[1] == pytest.approx(served.engine.score(root, [55, 43]), rel=1e-3)
     root.release()
     assert made(http.get(tree))["stats"]["nodes"] == 1
+    refused = http.post(f"{tree}/nodes/0/score", json={"continuations": [[99_999]]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "continuations")
 
 
 def test_a_stream_can_be_taken_up_at_any_event(http: httpx.Client, tree: str) -> None:
@@ -124,6 +128,7 @@ def test_a_stream_can_be_taken_up_at_any_event(http: httpx.Client, tree: str) ->
     with http.stream("GET", f"{tree}/streams/{stream}") as response:
         again = list(events(response.iter_lines()))
     assert seen == again
+    assert http.get(f"{tree}/streams/none").json()["error"]["code"] == "stream_not_found"
     assert [id for id, _ in again[:-1]] == list(range(1, len(again)))
     for id in ids:
         node = made(http.get(f"{tree}/nodes/{id}"))
