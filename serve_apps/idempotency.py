@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from dendrite.errors import DendriteError
 from serve_apps.errors import HttpError
-from serve_apps.unbroken import Unbroken
 
 MOST = 65_536
 """How many answers are kept."""
@@ -134,5 +133,5 @@ async def once(
             if await begun is None:
                 await replays.forget(owner, key)
         raise
-    await Unbroken().do(replays.end(owner, key, answer.model_dump_json(by_alias=True)))
+    await asyncio.shield(replays.end(owner, key, answer.model_dump_json(by_alias=True)))
     return answer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
-from dendrite.errors import NodeReleased
+from dendrite.errors import ContextOverflow, InvalidArgument, NodeReleased
+from dendrite.kv.node import Node
 from serve_apps import tree_host
 from serve_apps.assembly import kv_bytes_per_token
 from serve_apps.decoding import Pace
@@ -81,7 +82,8 @@ async def test_a_node_may_be_deleted_twice_at_once(host: TreeHost) -> None:
 async def test_a_tree_may_be_deleted_while_a_node_of_it_is(host: TreeHost, ledger: Ledger) -> None:
     tree = await tree_of(host)
     node, _ = await growing(host, tree)
-    await asyncio.gather(host.delete_node("me", tree, node, subtree=False), host.delete("me", tree))
+    deletes = [host.delete("me", tree) for _ in range(2)]
+    await asyncio.gather(host.delete_node("me", tree, node, subtree=False), *deletes)
     assert ledger.held("me") == NOTHING
 
 
@@ -162,6 +164,115 @@ async def test_a_copy_that_does_not_fit_is_refused(host: TreeHost, ledger: Ledge
     with pytest.raises(HttpError, match="kv_bytes"):
         await host.score("me", tree, early.id, [[49]])
     ledger.free("me", kv_bytes=taken)
+
+
+class Gated(AsyncEngine):
+    """A backend whose prompts take until the gate is opened."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.asked, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def prefill(self, prompt: str | Sequence[int], *, seed: int | None = None) -> Node:
+        self.asked.set()
+        await self.gate.wait()
+        return await super().prefill(prompt, seed=seed)
+
+
+async def test_a_copy_that_is_made_too_late_is_not_kept(engine: Engine, codec: TextCodec, ledger: Ledger) -> None:
+    backend = Gated(engine)
+    backend.gate.set()
+    host = TreeHost(backend, codec, ledger, kv_bytes_per_token=8)
+    tree = await tree_of(host)
+    backend.asked.clear()
+    backend.gate.clear()
+    [early] = await host.fork("me", tree, 0, 1, 5)
+    scoring = [asyncio.create_task(host.score("me", tree, early.id, [[49]])) for _ in range(2)]
+    await backend.asked.wait()
+    await host.delete("me", tree)
+    assert ledger.held("me")["kv_bytes"] == 5 * 8
+    backend.gate.set()
+    for score in scoring:
+        with pytest.raises(HttpError, match="node 0 has been released"):
+            await score
+    await host.aclose()
+    assert ledger.held("me") == NOTHING
+    assert engine.stats().pages_held == 0
+
+
+async def test_what_fails_is_given_back(host: TreeHost, ledger: Ledger) -> None:
+    with pytest.raises(ContextOverflow):
+        await host.create("me", TOKENS * 200, 600.0)
+    assert ledger.held("me") == NOTHING
+    tree = await tree_of(host)
+    per_token = ledger.held("me")["kv_bytes"] // len(TOKENS)
+    [early] = await host.fork("me", tree, 0, 1, 5)
+    ledger.hold("me", kv_bytes=(taken := (ledger.room("me", "kv_bytes") or 0) - 7 * per_token))
+    before = ledger.held("me")
+    with pytest.raises(HttpError, match="kv_bytes"):  # there is room for the pin, but not for what it pins
+        await host.pin("me", tree, early.id, 60.0)
+    assert ledger.held("me") == before
+    ledger.free("me", kv_bytes=taken)
+
+
+async def test_a_generation_that_fails_is_told_of_and_given_back(
+    host: TreeHost, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = await tree_of(host)
+    before = ledger.held("me")
+    wrong = GenerateOne(logit_bias={"99999": 1.0})
+    for error, code in ((InvalidArgument, "invalid_value"), (RuntimeError, "internal_error")):
+        stream = (await host.generate("me", tree, [0], wrong)).id
+        with pytest.raises(error):
+            await host.settled("me", tree, stream)
+        page = await host.read("me", tree, stream, 0, 30.0)
+        assert page.ended
+        assert [event["error"]["code"] for _, event in page.events] == [code]
+        assert (f"node 0 of {tree} failed" in caplog.text) == (error is RuntimeError)
+        assert ledger.held("me") == before
+        assert (await host.nodes("me", tree, [0]))[0].finish_reason == "error"
+
+        def broken(plan: GenerateOne, *rest: object) -> None:
+            raise RuntimeError("secret")
+
+        monkeypatch.setattr(GenerateOne, "sampling", broken)
+
+
+async def test_a_tree_has_so_many_nodes_and_streams(host: TreeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_host, "MAX_NODES", 3)
+    monkeypatch.setattr(tree_host, "MAX_STREAMS", 2)
+    tree = await tree_of(host)
+    with pytest.raises(HttpError, match="n=3: a tree has at most 3 nodes"):
+        await host.fork("me", tree, 0, 3, None)
+    streams = []
+    for _ in range(3):
+        streams.append((await host.generate("me", tree, [0], GenerateOne(max_tokens=1, seed=1))).id)
+        await host.settled("me", tree, streams[-1])
+    assert (await host.read("me", tree, streams[2], 0, 0.0)).ended
+    with pytest.raises(HttpError, match="no stream"):
+        await host.read("me", tree, streams[0], 0, 0.0)
+
+
+async def test_leases_that_are_renewed_while_others_run_out_hold(
+    host: TreeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree_host, "_SWEEP_S", 0.0)
+    first, second, third = [await tree_of(host) for _ in range(3)]
+    await growing(host, first)
+    for tree in (first, second, third):
+        host._trees[tree].expires = 0.0
+    while first in host._trees:
+        await asyncio.sleep(0)
+    await host.renew("me", second, 600.0)
+    await host.delete("me", third)
+    last = await tree_of(host)
+    host._trees[last].expires = 0.0
+    await until(lambda: last not in host._trees)
+    for tree, code in ((first, "lease_expired"), (third, "tree_not_found")):
+        with pytest.raises(HttpError) as caught:
+            await host.view("me", tree)
+        assert caught.value.code == code
+    assert (await host.view("me", second)).expires_in_s > 500.0
 
 
 async def test_a_generation_reserves_no_more_than_the_context_holds(
