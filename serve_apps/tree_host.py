@@ -252,9 +252,10 @@ class TreeHost:
             await asyncio.sleep(_SWEEP_S)
             now = self._clock()
             self._expire_pins(now)
-            for tree in [tree for tree in self._trees.values() if tree.expires <= now]:
-                self._graves[tree.id] = tree.owner
-                await self._unbroken.do(self._drop(tree))
+            for tree in list(self._trees.values()):
+                if tree.id in self._trees and tree.expires <= now:  # asked now: the one before may have taken a while
+                    self._graves[tree.id] = tree.owner
+                    await self._unbroken.do(self._drop(tree))
             while len(self._graves) > MAX_GRAVES:
                 self._graves.popitem(last=False)
 
