@@ -37,7 +37,7 @@ class Accounts(Protocol):
         """Count a request, and reserve KV for it.
 
         Raises:
-            HttpError: 429, with the time after which there is room; nothing was counted.
+            HttpError: 429, with the time after which there is room if that comes by itself; nothing was counted.
         """
         ...
 

@@ -226,6 +226,8 @@ def test_the_newer_name_of_max_tokens(client: openai.OpenAI) -> None:
     assert new.choices[0].message.content == old.choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="max_completion_tokens=1000000: at most"):
         client.chat.completions.create(**options, max_completion_tokens=10**6)
+    with pytest.raises(openai.BadRequestError, match="max_tokens: not beside max_completion_tokens"):
+        client.chat.completions.create(**options, max_tokens=7, max_completion_tokens=7)
 
 
 def test_a_stream_is_not_kept_for_an_idempotency_key(client: openai.OpenAI) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from dendrite.errors import InvalidArgument
 from dendrite.search.tasks.countdown import Countdown
 from serve_apps.problems import Problem, task_in, task_of
 
@@ -33,6 +34,11 @@ def test_declared_rewards(reward: str, text: str, value: float) -> None:
     assert task.reward(text) == value
     assert task.is_terminal(text) == (value == 1.0)
     assert task.oracle
+
+
+def test_a_problem_in_words_that_is_out_of_range_names_the_messages() -> None:
+    with pytest.raises(InvalidArgument, match="^messages="):
+        task_in("Numbers: 0 1. Target: 5.")
 
 
 @given(st.lists(st.integers(1, 99), min_size=2, max_size=6), st.integers(0, 999_999))

@@ -109,6 +109,8 @@ def test_scores_are_the_models_and_leave_the_tree_alone(http: httpx.Client, tree
     assert answer[1] == pytest.approx(served.engine.score(root, [55, 43]), rel=1e-3)
     root.release()
     assert made(http.get(tree))["stats"]["nodes"] == 1
+    twice = http.post(f"{tree}/generate", json={"nodes": [0, 0]})
+    assert (twice.status_code, twice.json()["error"]["param"]) == (400, "nodes")
     refused = http.post(f"{tree}/nodes/0/score", json={"continuations": [[99_999]]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "continuations")
 
