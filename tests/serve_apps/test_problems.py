@@ -37,7 +37,7 @@ def test_declared_rewards(reward: str, text: str, value: float) -> None:
 
 
 def test_a_problem_in_words_that_is_out_of_range_names_the_messages() -> None:
-    with pytest.raises(InvalidArgument, match="^messages="):
+    with pytest.raises(InvalidArgument, match=r"^messages="):
         task_in("Numbers: 0 1. Target: 5.")
 
 
