@@ -118,10 +118,6 @@ class RunningEventLoop(DendriteError, RuntimeError):
         super().__init__(f"{function} cannot be called from a running event loop; await {twin} instead")
 
 
-class BudgetExhausted(DendriteError):
-    """The search budget is spent."""
-
-
 class ModelError(DendriteError):
     """A model folder cannot be loaded."""
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dendrite.job_file import Contents
 from dendrite.job_lock import Run
 from dendrite.jobs import Outcome
+from dendrite.progress_bar import ProgressBar
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +86,19 @@ def progress(console: Console, problems: int, done: int, *, silent: bool) -> Abs
 
 class _Bar(AbstractContextManager[Show]):
     def __init__(self, console: Console, problems: int, done: int) -> None:
-        columns = (
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[totals]}"),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._bar = self._progress.add_task("problems", total=problems, completed=done, totals="")
+        self._bar = ProgressBar(console, problems, done)
 
     def __enter__(self) -> Show:
-        self._progress.start()
+        self._bar.start()
         return self._show
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
     def _show(self, outcome: Outcome, status: JobStatus) -> None:
         failed = f"  [red]{status.failed} failed[/]" if status.failed else ""
         totals = f"[green]{status.solved} solved[/]{failed}  {status.tokens_per_second:,.0f} tokens/s"
-        self._progress.update(self._bar, completed=status.done, totals=f"{totals}  ETA {_time(status.eta_s)}")
+        self._bar.show(status.done, f"{totals}  ETA {_time(status.eta_s)}")
 
 
 def _print_line(console: Console, outcome: Outcome, status: JobStatus) -> None:

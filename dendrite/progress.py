@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dendrite.jobs import Outcome
+from dendrite.progress_bar import ProgressBar
 from dendrite.search.backend import BackendStats
 
 
@@ -129,32 +129,24 @@ class LiveReporter:
     """A progress bar with the totals of the moment, for a terminal."""
 
     def __init__(self, console: Console, problems: int) -> None:
-        self._progress = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[totals]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self._bar = self._progress.add_task("problems", total=problems, totals="")
+        self._bar = ProgressBar(console, problems)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
     def ended(self, outcome: Outcome, tally: Tally) -> None:
         """Advance the bar."""
-        self._progress.update(self._bar, completed=tally.done, totals=_totals(tally))
+        self._bar.show(tally.done, _totals(tally))
 
     def measured(self, tally: Tally) -> None:
         """Refresh the totals."""
-        self._progress.update(self._bar, totals=_totals(tally))
+        self._bar.show(tally.done, _totals(tally))
 
 
 class PlainReporter:

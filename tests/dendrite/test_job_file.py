@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dendrite.errors import BudgetExhausted, InvalidArgument
+from dendrite.errors import Cancelled, InvalidArgument
 from dendrite.job_file import Contents, JobFile, JobFileError, digest, task_digest
 from dendrite.job_lock import JobLocked
 from dendrite.jobs import Outcome
@@ -25,7 +25,7 @@ INPUTS = [task_digest(task) for task in TASKS]
 def outcome(index: int, *, failed: bool = False, tokens: int = 5) -> Outcome:
     task = TASKS[index]
     if failed:
-        return Outcome(index, task, None, BudgetExhausted("spent\nat once"))
+        return Outcome(index, task, None, Cancelled("given up\nat once"))
     solved = index % 2 == 0
     result = SearchResult("mcts", task.name, 0, solved, float(solved), "é\n", None, tokens, 1, 0.1, 2, "tokens")
     return Outcome(index, task, result)
@@ -80,7 +80,7 @@ def test_sums_count_each_problem_once(tmp_path: Path) -> None:
         file.write(outcome(0, failed=True), 3)
         contents = file.contents
         assert (contents.solved, contents.failed, contents.tokens) == (1, 2, 7)
-        assert contents.first_error == "BudgetExhausted: spent\nat once"
+        assert contents.first_error == "Cancelled: given up\nat once"
         file.write(outcome(0), 2)
         assert (contents.solved, contents.failed, contents.tokens, contents.lines) == (2, 1, 12, 4)
         assert contents.entries[0].attempts == 5

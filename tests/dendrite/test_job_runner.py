@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dendrite.engine.engine import Engine
-from dendrite.errors import BudgetExhausted, ClusterError, InvalidArgument
+from dendrite.errors import Cancelled, ClusterError, InvalidArgument
 from dendrite.job_file import JobFile, task_digest
 from dendrite.job_runner import Searches, SolverLost, Traces, run_job
 from dendrite.jobs import LocalSolver, Outcome, as_solved
@@ -64,16 +64,16 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 async def test_attempts_are_counted_and_failures_told(tmp_path: Path) -> None:
     path = tmp_path / "o.jsonl"
-    spent = [BudgetExhausted("spent") for _ in range(9)]
+    given_up = [Cancelled("given up") for _ in range(9)]
     solver = Scripted(
-        {1: [ClusterError("worker 0 is not alive")], 3: list(spent), 4: [ZeroDivisionError("by zero")] * 9}
+        {1: [ClusterError("worker 0 is not alive")], 3: list(given_up), 4: [ZeroDivisionError("by zero")] * 9}
     )
     assert sorted(await work(solver, path, attempts=2)) == list(range(6))
     found = lines(path)
     assert [line["attempts"] for line in found] == [1, 2, 1, 2, 2, 1]
     assert [(line.get("error"), line.get("message")) for line in found] == [
         *[(None, None)] * 3,
-        ("BudgetExhausted", "spent"),
+        ("Cancelled", "given up"),
         ("SearchFailed", "ZeroDivisionError: by zero"),
         (None, None),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dendrite.engine.engine import Engine
-from dendrite.errors import BudgetExhausted, InvalidArgument
+from dendrite.errors import Cancelled, InvalidArgument
 from dendrite.jobs import LocalSolver, Outcome, OutcomeFile, as_solved
 from dendrite.search.budget import Budget
 from dendrite.search.result import SearchResult
@@ -61,12 +61,12 @@ async def test_tasks_are_drawn_when_there_is_room() -> None:
 async def test_an_expected_error_ends_its_own_problem_alone() -> None:
     async def solve(_: int, task: Task) -> SearchResult:
         if task is TASKS[1]:
-            raise BudgetExhausted("spent")
+            raise Cancelled("given up")
         return solved(task)
 
     outcomes = {outcome.index: outcome async for outcome in as_solved(TASKS, solve, concurrency=3)}
     assert [index for index, outcome in outcomes.items() if outcome.error] == [1]
-    expected = {"index": 1, "task": "countdown 1 3 = 4", "error": "BudgetExhausted", "message": "spent"}
+    expected = {"index": 1, "task": "countdown 1 3 = 4", "error": "Cancelled", "message": "given up"}
     assert outcomes[1].to_dict() == expected
 
 
