@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias, TypeVar
 
+from actors.background import Background
 from actors.documents import extended, placed
 from actors.exchange import Piece
 from actors.growth import Growth
 from actors.kv_transfer import TransferFailed
 from actors.lineage import Copy, Lineage, Release, Segment
 from actors.node_maker import NodeMaker
-from actors.recovery import LOST, Background, Rebuilder, RecoveryStats, Tries
+from actors.recovery import LOST, Rebuilder, RecoveryStats, Tries
 from actors.refs import ClusterNode
 from actors.replication import missing_tokens
 from actors.routing import Route, Router

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 from actors.fleet import Fleet
 from actors.lineage import Copy, Segment
@@ -194,21 +194,3 @@ class Rebuilder:
         if parent is not None:
             return await self._maker.make_child(parent.at, tokens)
         return await self._maker.make_root(worker, tokens, seed)
-
-
-class Background:
-    """Work that nobody waits for now; `settle` does."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Begin it on the running event loop."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def settle(self) -> None:
-        """Return once all has ended."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from actors.background import Background
 from actors.deltas import Batch, Load
 from actors.leases import Lease, LeaseBook
 from actors.metrics import Recorder
@@ -20,11 +21,15 @@ from actors.refs import lease_of, shard_of, worker_name
 from actors.replica_book import ReplicaBook
 from actors.rpc import Handle, call
 from actors.tree_shard import ShardCounts, TreeShard, Verdict
-from dendrite.errors import ClusterError, LeaseExpired, StaleEpoch
+from dendrite.errors import ClusterError, DendriteError, LeaseExpired, StaleEpoch
+from dendrite.logs import log_event
+
+_log = logging.getLogger("dendrite.cluster")
 
 _SILENT_AFTER_S = 5 * HEARTBEAT_S
 _REBUILT_WITHIN_S = 3 * HEARTBEAT_S
 _WORKER_WITHIN_S = 60.0
+_SHARD = "a shard of the tree manager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +79,15 @@ class TreeManager(TreeShard):
         self._closing: set[int] = set()
         self._expiries = 0
         self._recorder = Recorder()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._looking = False
 
     async def start(self) -> None:
         """Begin to look for leases that have run out. The first report does it too."""
-        if not self._tasks:
-            self._in_background(self._sweep())
-            self._in_background(report_on(self._report))
+        if not self._looking:
+            self._looking = True
+            self._background.start(self._sweep())
+            self._background.start(report_on(self._report))
 
     async def open_lease(self) -> Lease:
         """Grant a lease, to be renewed well within its time to live."""
@@ -107,11 +114,10 @@ class TreeManager(TreeShard):
             LeaseExpired: the tree's lease is not open.
             ClusterError: no worker has introduced itself.
         """
-        now = time.monotonic()
-        if not self._leases.hear_of(lease_of(tree), now):
-            raise LeaseExpired(tree)
-        if not await self._wait_for(1, now + _WORKER_WITHIN_S):
-            raise ClusterError("no worker has introduced itself to the tree manager")
+        self._check_lease(tree)
+        if not await self._wait_for(1, time.monotonic() + _WORKER_WITHIN_S):
+            raise ClusterError(f"no worker has introduced itself to the tree manager within {_WORKER_WITHIN_S:g} s")
+        self._check_lease(tree)  # which may have run out meanwhile
         return self._book.place(tree, time.monotonic())
 
     async def unplace(self, tree: int) -> None:
@@ -160,7 +166,7 @@ class TreeManager(TreeShard):
         shard = self._shard(tree)
         if shard is None:
             return await super().lineage(tree, node)
-        tokens: tuple[int, ...] = await call(shard.lineage.remote(tree, node), "a shard of the tree manager")
+        tokens: tuple[int, ...] = await call(shard.lineage.remote(tree, node), _SHARD)
         return tokens
 
     async def holders(self, tree: int, node: int) -> tuple[int, ...]:
@@ -173,22 +179,27 @@ class TreeManager(TreeShard):
         shard = self._shard(tree)
         if shard is None:
             return await super().holders(tree, node)
-        workers: tuple[int, ...] = await call(shard.holders.remote(tree, node), "a shard of the tree manager")
+        workers: tuple[int, ...] = await call(shard.holders.remote(tree, node), _SHARD)
         return workers
 
     async def stats(self) -> ManagerStats:
         """Counts of what is held now, as far as it has been reported, over all shards."""
-        replies = [shard.counts.remote(self._count) for shard in self._shards]
-        parts: list[ShardCounts] = [await call(reply, "a shard of the tree manager") for reply in replies]
-        parts.append(await self.counts(self._count))
+        count = self._count  # another worker may come while the shards count
+        replies = [shard.counts.remote(count) for shard in self._shards]
+        parts: list[ShardCounts] = [await call(reply, _SHARD) for reply in replies]
+        parts.append(await self.counts(count))
         return ManagerStats(
             leases=len(self._leases),
             trees=sum(part.trees for part in parts),
             records=sum(part.records for part in parts),
             live_nodes=tuple(sum(live) for live in zip(*(part.live_nodes for part in parts), strict=True)),
-            loads=tuple(self._book.load(worker) for worker in range(self._count)),
+            loads=tuple(self._book.load(worker) for worker in range(count)),
             epoch=self._epoch,
         )
+
+    def _check_lease(self, tree: int) -> None:
+        if not self._leases.hear_of(lease_of(tree), time.monotonic()):
+            raise LeaseExpired(tree)
 
     def _shard(self, tree: int) -> Handle | None:
         """The other shard that has a tree; None if it is this one."""
@@ -207,7 +218,7 @@ class TreeManager(TreeShard):
         self._replicas.hear(batch.worker, status)
         for lease in {lease_of(tree) for tree in status.begun.tolist()}:
             if not self._leases.hear_of(lease, now) and lease not in self._closing:
-                self._in_background(self._reclaim(lease, expired=True))
+                self._background.start(self._reclaim(lease, expired=True))
 
     async def _wait_for(self, workers: int, deadline: float) -> bool:
         """Return once so many workers have introduced themselves, which they all do after a restart."""
@@ -222,7 +233,8 @@ class TreeManager(TreeShard):
             await asyncio.sleep(self._leases.ttl_s / 4)
             expired = self._leases.take_expired(time.monotonic())
             self._expiries += len(expired)
-            await asyncio.gather(*(self._reclaim(lease, expired=True) for lease in expired))
+            for lease in expired:  # a worker that does not answer holds up its own lease only
+                self._background.start(self._reclaim(lease, expired=True))
 
     async def _report(self) -> None:
         report_manager(self._recorder, leases=len(self._leases), expiries=self._expiries, restarts=self._epoch)
@@ -239,7 +251,8 @@ class TreeManager(TreeShard):
             await call(self._book.handle(worker).reclaim.remote(lease, expired, self._epoch), worker_name(worker))
         except StaleEpoch:
             pass  # this manager has been replaced
-        except ClusterError:
+        except DendriteError as error:  # it is dead, or its engine has failed: if it lives, it reports anew
+            log_event(_log, logging.WARNING, {"event": "reclaim_failed", "worker": worker, "lease": lease}, error)
             await self._forget(worker)
 
     async def _forget(self, worker: int) -> None:
@@ -247,9 +260,4 @@ class TreeManager(TreeShard):
         self._replicas.forget(worker)
         await self.forget(worker)
         replies = [shard.forget.remote(worker) for shard in self._shards]
-        await asyncio.gather(*(call(reply, "a shard of the tree manager") for reply in replies))
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await asyncio.gather(*(call(reply, _SHARD) for reply in replies))
