@@ -10,18 +10,19 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from actors.background import Background
 from actors.line_fit import LineFit
+from actors.rates import Rates
 from actors.refs import worker_name
 from actors.rpc import ActorLost, Handle, call, longer
+from actors.signs import answer
 from dendrite.errors import ClusterError, DendriteError, WorkerDraining
 from dendrite.limits import check_positive_seconds, check_whole
 
 T = TypeVar("T")
 
 _CROWD_KEEP, _CROWD_ORIGIN = 0.98, 0.2
-_SMOOTHING = 0.3
-"""Weight of the newest measurement in an average."""
-_PACE_SMOOTHING = 0.1
+"""See `LineFit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,59 +48,6 @@ class RecoveryOptions:
             check_positive_seconds(name, getattr(self, name))
 
 
-@dataclass(slots=True)
-class Rates:
-    """What has been measured of one worker: seconds of a decode step at best, tokens a second, seconds waited.
-
-    `steps` are those of a call, and `crowd` the seconds of a step by the calls under way, of all workers alike: one
-    that has always had as many would not tell what fewer take. `pace` is how many times as long this one takes. As long
-    as all have always had as many calls, a step is taken to last in proportion to them, for nothing else is known.
-    """
-
-    crowd: LineFit
-    step_s: float | None = None
-    prefill_rate: float | None = None
-    waited_s: float = 0.0
-    steps: float = 0.0
-    pace: float | None = None
-
-    def decoded(self, seconds: float, steps: int, calls: float = 1.0) -> None:
-        """Take in a call that decoded `steps` tokens one after the other, one of so many `calls` under way.
-
-        What it took too long, it has waited.
-        """
-        if steps < 1:
-            return
-        step = seconds / steps
-        self.steps += _SMOOTHING * (steps - self.steps) if self.steps else steps
-        self._crowded(calls, step)
-        self.step_s = step if self.step_s is None else min(step, self.step_s)
-        self.waited_s += _SMOOTHING * (seconds - steps * self.step_s - self.waited_s)
-
-    def _crowded(self, calls: float, step: float) -> None:
-        expected = self.crowd.at(calls)
-        ratio = step / expected if expected > 0 else 1.0
-        self.pace = ratio if self.pace is None else self.pace + _PACE_SMOOTHING * (ratio - self.pace)
-        self.crowd.add(calls, step / self.pace)
-
-    def step_with(self, calls: float) -> float:
-        """Seconds that a step is likely to take with so many calls under way; 0 if nothing was measured anywhere."""
-        return (self.pace or 1.0) * self.crowd.at(calls)
-
-    @property
-    def step_per_call(self) -> float:
-        """Seconds that each call under way adds to a step."""
-        return (self.pace or 1.0) * self.crowd.line[1]
-
-    def prefilled(self, seconds: float, tokens: int) -> None:
-        """Take in a call that computed `tokens`."""
-        if tokens < 1 or seconds <= 0:
-            return
-        rate = tokens / seconds
-        known = rate if self.prefill_rate is None else self.prefill_rate
-        self.prefill_rate = known + _SMOOTHING * (rate - known)
-
-
 @dataclass(slots=True, eq=False)
 class _Worker:
     handle: Handle
@@ -123,7 +71,7 @@ class Fleet:
         self.options = options or RecoveryOptions()
         self._crowd = LineFit(keep=_CROWD_KEEP, origin=_CROWD_ORIGIN)
         self._workers = [_Worker(handle, Rates(self._crowd)) for handle in workers]
-        self._late: set[asyncio.Future[None]] = set()
+        self._late = Background()
         self._joining = threading.Lock()
 
     def __len__(self) -> int:
@@ -233,14 +181,16 @@ class Fleet:
             ClusterError: none will be, or none was in time.
         """
         deadline = time.monotonic() + self.options.restart_timeout_s
-        while not self.up:
-            away = [index for index, worker in enumerate(self._workers) if worker.state == "away"]
+        while True:
+            # Also where others are up: the event loop that has looked for one may have ended.
+            probes = [self._probe(index) for index, worker in enumerate(self._workers) if worker.state == "away"]
+            if up := self.up:
+                return up
             left = deadline - time.monotonic()
-            if not away or left <= 0:
-                dead = ", ".join(f"{worker_name(index)} is not alive" for index in range(len(self)))
-                raise ClusterError(f"no worker is left: {dead}")
-            await asyncio.wait([self._probe(index) for index in away], timeout=left, return_when="FIRST_COMPLETED")
-        return self.up
+            if not probes or left <= 0:
+                dead = ", ".join(f"{worker_name(index)} is not alive" for index in self.members)
+                raise ClusterError(f"no worker is left: {dead or 'all have been taken away'}")
+            await asyncio.wait(probes, timeout=left, return_when="FIRST_COMPLETED")
 
     def _probe(self, worker: int) -> asyncio.Task[None]:
         """The task that waits for a worker to be back."""
@@ -272,31 +222,17 @@ class Fleet:
             ActorLost: it is dead, or silent. Should the reply come after all, `late` takes it back.
         """
         waiting = asyncio.ensure_future(reply)
-        while not (await asyncio.wait([waiting], timeout=self.options.silence_s))[0]:
-            if not await self._gives_signs(worker):
-                self._take_back(waiting, late)
-                raise ActorLost(worker_name(worker), permanent=False)
-        return waiting.result()
-
-    async def _gives_signs(self, worker: int) -> bool:
         try:
-            async with asyncio.timeout(self.options.silence_s):
-                await call(self._workers[worker].handle.health.remote(), worker_name(worker))
-        except TimeoutError:
-            return False
-        except ClusterError:
-            pass  # dead: the reply itself is about to say so
-        return True
+            return await answer(waiting, self.handle(worker), worker_name(worker), self.options.silence_s)
+        except ActorLost:
+            if late is not None and not waiting.done():
+                self._late.start(_take_back(waiting, late))
+            raise
 
-    def _take_back(self, waiting: asyncio.Future[T], late: Callable[[T], Awaitable[None]] | None) -> None:
-        async def take_back() -> None:
-            try:
-                result = await waiting
-            except Exception:  # nothing was made
-                return
-            if late is not None:
-                await late(result)
 
-        task = asyncio.ensure_future(take_back())
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
+async def _take_back(waiting: asyncio.Future[T], late: Callable[[T], Awaitable[None]]) -> None:
+    try:
+        result = await waiting
+    except Exception:  # nothing was made
+        return
+    await late(result)

@@ -11,13 +11,15 @@ among Dendrite's dependencies.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actors.line_fit import LineFit
-from actors.refs import ClusterNode
+from actors.refs import ClusterNode, worker_name
 from actors.rpc import Handle, call
+from actors.signs import answer
 from dendrite.errors import ClusterError, DendriteError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ _KEEP, _ORIGIN = 0.9, 1e-6
 """See `LineFit`: some tens of transfers count, and two of different sizes are enough to tell latency and rate apart."""
 
 STALE_S = 60.0
+"""Rates that were measured so long ago are not gone by."""
+SILENCE_S = 30.0
+"""A source that gives no sign of life for so long is taken for dead."""
 
 
 class TransferFailed(ClusterError):
@@ -34,7 +39,7 @@ class TransferFailed(ClusterError):
 
     def __init__(self, source: int, reason: str) -> None:
         self.source, self.reason = source, reason
-        super().__init__(f"no KV from worker {source}: {reason}")
+        super().__init__(f"no KV from {worker_name(source)}: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,16 @@ class KvSource:
         """Get it, in read-only arrays.
 
         Raises:
-            TransferFailed: the source has it no more, or is gone.
+            TransferFailed: the source has it no more, or is gone or silent.
         """
+        name = worker_name(self.at.worker)
         reply = self.handle.export_kv.remote(self.at.tree, self.at.node, self.start, self.end)
         try:
-            part: PathKv = await call(reply, f"worker {self.at.worker}")
+            waiting: asyncio.Future[PathKv] = asyncio.ensure_future(call(reply, name))
+            return await answer(waiting, self.handle, name, SILENCE_S)
         except DendriteError as error:
             # Whatever happened to the source, it must not look as if it had happened to the worker that asks.
             raise TransferFailed(self.at.worker, str(error)) from None
-        return part
 
 
 @dataclass(frozen=True, slots=True)

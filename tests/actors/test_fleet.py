@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
-from actors.fleet import Fleet
+import pytest
+
+from actors.fleet import Fleet, RecoveryOptions
+from actors.rpc import ActorLost
+from dendrite.errors import ClusterError
+from tests.actors.in_process import LocalHandle
 
 
 def test_a_worker_joins_once_and_in_its_turn() -> None:
@@ -41,3 +47,75 @@ def test_threads_that_tell_of_the_same_worker_add_it_once() -> None:
         thread.join()
     assert [fleet.handle(worker) for worker in range(1, 200)] == [str(worker) for worker in range(1, 200)]
     assert len(fleet) == 200
+
+
+class Restarting:
+    """A worker that is away until it is `back`."""
+
+    back = False
+
+    async def health(self) -> None:
+        if not self.back:
+            raise ActorLost("worker 0", permanent=False)
+
+
+def test_a_worker_comes_back_though_the_event_loop_that_lost_it_has_ended() -> None:
+    away = Restarting()
+    fleet = Fleet([LocalHandle(away), LocalHandle(Restarting())])
+
+    async def lose() -> list[int]:
+        fleet.lost(0, 0, ActorLost("worker 0", permanent=False))
+        return await fleet.alive()
+
+    async def find() -> None:
+        async with asyncio.timeout(30):
+            while await fleet.alive() != [0, 1]:
+                await asyncio.sleep(0.01)
+
+    assert asyncio.run(lose()) == [1]
+    away.back = True
+    asyncio.run(find())
+
+
+async def test_who_is_left_is_told_without_those_that_were_taken_away() -> None:
+    fleet = Fleet(["a", "b"])
+    fleet.retire(0)
+    fleet.lost(1, 0, ActorLost("worker 1", permanent=True))
+    with pytest.raises(ClusterError, match=r"no worker is left: worker 1 is not alive$"):
+        await fleet.alive()
+    fleet.retire(1)
+    with pytest.raises(ClusterError, match="no worker is left: all have been taken away"):
+        await fleet.alive()
+
+
+class Silent:
+    """Stands still; what it was asked is answered when it goes on."""
+
+    def __init__(self) -> None:
+        self.on = asyncio.Event()
+
+    async def make(self) -> str:
+        await self.on.wait()
+        return "a node"
+
+    async def health(self) -> None:
+        await self.on.wait()
+
+
+async def test_a_silent_worker_is_given_up_and_what_it_makes_after_all_taken_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stopped, taken = Silent(), asyncio.Queue[str]()
+    silent = LocalHandle(stopped)
+    fleet = Fleet([silent], RecoveryOptions(silence_s=0.02))
+
+    async def late(made: str) -> None:
+        taken.put_nowait(made)
+        raise ActorLost("worker 0", permanent=False)
+
+    with pytest.raises(ActorLost, match="worker 0 is not alive, and may be restarted"):
+        await fleet.watch(0, silent.make.remote(), late)
+    stopped.on.set()
+    async with asyncio.timeout(30):
+        assert await taken.get() == "a node"
+    assert not caplog.records

@@ -44,6 +44,21 @@ def test_one_size_gives_a_rate() -> None:
     assert rates.seconds(500) == pytest.approx(0.25)
 
 
+async def test_a_source_that_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped:
+        async def export_kv(self, *_: int) -> None:
+            await asyncio.Event().wait()
+
+        health = export_kv
+
+    monkeypatch.setattr("actors.kv_transfer.SILENCE_S", 0.02)
+    source = KvSource(LocalHandle(Stopped()), ClusterNode(1, 0, 0), 0, 4)
+    async with asyncio.timeout(30):
+        with pytest.raises(TransferFailed, match="no KV from worker 1: worker 1 is not alive") as caught:
+            await source.fetch()
+    assert caught.value.source == 1
+
+
 @given(
     latency=st.floats(0, 0.1),
     rate=st.floats(1e6, 1e10),
