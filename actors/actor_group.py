@@ -14,10 +14,12 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors.admission import MAX_CALLS
+from actors.lease_keeper import open_lease
 from actors.leases import Lease
 from actors.model_worker import ModelWorker
 from actors.peers import Peers, peers
 from actors.placement import WorkerShare, share, with_environment
+from actors.refs import worker_name
 from actors.reservations import Reservations
 from actors.rpc import Handle, translate
 from actors.search_driver import SearchDriver
@@ -106,8 +108,7 @@ class ActorGroup:
             self._start_worker, plan, config, managers
         )
         self.workers = [
-            self._new_worker(index, self._reservations.place(part, self.ranks, plan.start_timeout_s))
-            for index in range(plan.workers)
+            self._new_worker(index, self._place(index, plan.start_timeout_s)) for index in range(plan.workers)
         ]
         cluster = peers([self.manager, *self.workers])
         self.drivers = [
@@ -117,33 +118,37 @@ class ActorGroup:
         _wait([worker.load.remote() for worker in self.workers], "a worker", plan.start_timeout_s)
         _wait([self.manager.start.remote()], "the tree manager", plan.start_timeout_s)
 
-    def add_worker(self, place: dict[str, Any], timeout_s: float, stop: threading.Event) -> int:
-        """Start one more worker, with options that say where, and return its number once it has introduced itself.
+    def add_worker(self, timeout_s: float, stop: threading.Event) -> int:
+        """Start one more worker, in a place of its own, and return its number once it has introduced itself.
 
         Raises:
-            ClusterError: it does not start in time, or `stop` was set meanwhile; nothing of it is left.
+            NoRoom: no machine had room for it within `timeout_s`.
+            ClusterError: it does not start within `timeout_s` more, or `stop` was set meanwhile; nothing of it is left.
         """
-        index, deadline = len(self.workers), time.monotonic() + timeout_s
-        worker = self._new_worker(index, place)
+        index = len(self.workers)
+        worker = self._new_worker(index, self._reservations.place(index, self.part, self.ranks, timeout_s, stop))
         try:
             loaded = worker.load.remote()
-            while not ray.wait([loaded], timeout=1.0)[0] and not stop.is_set() and time.monotonic() < deadline:
-                pass
-            _wait([loaded], f"worker {index}", 0.0)
+            if not _comes(loaded, timeout_s, stop):
+                why = "the pool was closed" if stop.is_set() else f"it was not ready within {timeout_s:g} s"
+                raise ClusterError(f"worker {index} did not start: {why}")
+            _wait([loaded], worker_name(index), timeout_s)
         except BaseException:
             self._end_actor(worker)
+            self._reservations.give_back(index)
+            self.manager.retire.remote(index)  # it may have introduced itself; the next one has its number
             raise
         self.workers = [*self.workers, worker]
         return index
 
     def end_worker(self, index: int) -> None:
-        """End a worker for good. Idempotent."""
+        """End a worker for good, and give its place back. Idempotent."""
         self._end_actor(self.workers[index])
+        self._reservations.give_back(index)
 
     def open_lease(self) -> Lease:
-        """Open a lease for this process."""
-        lease: Lease = _wait([self.manager.open_lease.remote()], "the tree manager", 60.0)[0]
-        return lease
+        """Open a lease for this process. Raises what `actors.lease_keeper.open_lease` raises."""
+        return open_lease(self.manager)
 
     def end(self) -> None:
         """End every actor that was started. Idempotent."""
@@ -157,6 +162,12 @@ class ActorGroup:
         if actor in self._started:
             self._started.remove(actor)
 
+    def _place(self, worker: int, timeout_s: float) -> dict[str, Any]:
+        """Options of one of the first workers. For a single process Ray itself finds a place."""
+        if self.ranks == 1:
+            return self.part.options()
+        return self._reservations.place(worker, self.part, self.ranks, timeout_s)
+
     def _start_worker(
         self, plan: ClusterPlan, config: EngineConfig, managers: Peers, index: int, place: dict[str, Any]
     ) -> Handle:
@@ -169,6 +180,15 @@ class ActorGroup:
         actor = ray.remote(kind).options(max_concurrency=calls + _SPARE_CALLS, **options).remote(*arguments)
         self._started.append(actor)
         return actor
+
+
+def _comes(reply: Any, timeout_s: float, stop: threading.Event) -> bool:
+    """Whether a reply is there within the time, before `stop` is set."""
+    deadline = time.monotonic() + timeout_s
+    while not ray.wait([reply], timeout=min(1.0, timeout_s))[0]:
+        if stop.is_set() or time.monotonic() >= deadline:
+            return False
+    return True
 
 
 def _wait(replies: list[Any], callee: str, timeout_s: float) -> list[Any]:

@@ -61,7 +61,7 @@ class Cluster(ClusterClient):
         fleet = Fleet(actors.workers, recovery)
         router = Router(fleet, Replicator(fleet, replication))
         super().__init__(actors.manager, actors.workers, lease.id, fleet=fleet, router=router)
-        self._session, self.actors, self._replication = session, actors, replication
+        self._session, self.actors = session, actors
         self._drivers = DriverPool(actors.drivers, self._calls, self._recovery)
         self._keeper = LeaseKeeper(actors.manager, lease.ttl_s)
         self._keeper.add(lease.id)
@@ -119,12 +119,17 @@ class Cluster(ClusterClient):
                 ordered,
                 trace,
                 resume,
-                self._fleet.options,
-                self._replication,
+                self.recovery_options,
+                self.replicator.policy,
             )
             return await self._drivers.solve(job)
 
         return as_solved(tasks, solve, concurrency)
+
+    @property
+    def recovery_options(self) -> RecoveryOptions:
+        """How much trouble clients of the cluster take."""
+        return self._fleet.options
 
     def map_search(self, tasks: Iterable[Task], *arguments: Any, **options: Any) -> Iterator[Outcome]:
         """Like `solve_many`, for code without an event loop."""

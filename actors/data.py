@@ -9,11 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import ray
-
 from actors.cluster import Cluster
 from actors.cluster_client import ClusterClient
-from actors.lease_keeper import LeaseKeeper
+from actors.fleet import Fleet, RecoveryOptions
+from actors.lease_keeper import LeaseKeeper, open_lease
+from actors.replication import Policy, Replicator
+from actors.routing import Router
 from actors.rpc import Handle
 from dendrite.config import EngineConfig
 from dendrite.errors import InvalidArgument, MissingDependency
@@ -105,7 +106,7 @@ def search(
     _check_columns(dataset.columns(fetch_if_missing=False) or (), prefix)
     task_of = task if callable(task) else _FileTask(Source.read(Path(task)), column)
     how = Searches(algorithm, budget, seed, value_source(values), oracle, options)
-    place = _engine_place(model, config) if cluster is None else _cluster_place(cluster)
+    place = _engine_place(model, config) if cluster is None else ClusterPlace.of(cluster)
     return dataset.map_batches(
         _Searcher,
         fn_constructor_args=(task_of, how, place, concurrency, prefix),
@@ -134,16 +135,32 @@ def _engine_place(model: str | Path, config: EngineConfig | None) -> Place:
     return make
 
 
-def _cluster_place(cluster: Cluster) -> Place:
-    manager: Handle = cluster.actors.manager
-    workers = tuple(cluster.actors.workers)
+@dataclass(frozen=True, slots=True)
+class ClusterPlace:
+    """Searches on the workers of a cluster, as that does itself. A `Place`."""
 
-    def make() -> Backend:
-        lease = ray.get(manager.open_lease.remote())
-        LeaseKeeper(manager, lease.ttl_s).add(lease.id)  # to the end of this actor, after which the lease runs out
-        return ClusterClient(manager, workers, lease.id)
+    manager: Handle
+    workers: Sequence[Handle]
+    recovery: RecoveryOptions
+    replication: Policy
 
-    return make
+    @classmethod
+    def of(cls, cluster: Cluster) -> ClusterPlace:
+        """A cluster's workers of now; others are met when the tree manager names them."""
+        group = cluster.actors
+        return cls(group.manager, tuple(group.workers), cluster.recovery_options, cluster.replicator.policy)
+
+    def __call__(self) -> Backend:
+        """Make a client with a lease of its own."""
+        lease = open_lease(self.manager)
+        LeaseKeeper(self.manager, lease.ttl_s).add(lease.id)  # to this actor's end, after which the lease runs out
+        return self.client(lease.id)
+
+    def client(self, lease: int) -> ClusterClient:
+        """A client under an open lease."""
+        fleet = Fleet(self.workers, self.recovery)
+        router = Router(fleet, Replicator(fleet, self.replication))
+        return ClusterClient(self.manager, self.workers, lease, fleet=fleet, router=router)
 
 
 @dataclass(frozen=True, slots=True)

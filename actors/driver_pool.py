@@ -10,9 +10,11 @@ from dataclasses import replace
 
 from actors.leases import Lease
 from actors.recovery import RecoveryFailed, RecoveryStats
+from actors.refs import worker_name
 from actors.rpc import ActorLost, Handle, call, longer
 from actors.search_driver import SearchJob
 from actors.worker_calls import WorkerCalls
+from dendrite.logs import log_event
 from dendrite.search.result import SearchResult
 
 DRIVER = "the search driver"
@@ -41,7 +43,8 @@ class DriverPool:
                 return await self._solve_once(driver, job)
             except ActorLost as lost:
                 tried.append(str(lost))
-            _log.warning("event=driver_lost task=%s try=%d: %s", job.task.name, len(tried), tried[-1])
+            fields = {"event": "driver_lost", "task": job.task.name, "try": len(tried)}
+            log_event(_log, logging.WARNING, fields, tried[-1])
             if len(tried) >= self._options.attempts:
                 raise RecoveryFailed(f"the search of {job.task.name}", tried)
             driver = await self._living()
@@ -112,5 +115,5 @@ class DriverPool:
         await self._calls.ask_manager(lambda: manager.close_lease.remote(lease.id))
         if lost:
             replies = {worker: fleet.handle(worker).reclaim.remote(lease.id, True) for worker in fleet.members}
-            calls = (call(fleet.watch(worker, reply), DRIVER) for worker, reply in replies.items())
+            calls = (call(fleet.watch(worker, reply), worker_name(worker)) for worker, reply in replies.items())
             await asyncio.gather(*calls, return_exceptions=True)  # a worker that is lost has nothing to release

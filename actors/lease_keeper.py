@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import threading
 
-from actors.rpc import Handle
+import ray
+from ray.exceptions import RayError
+
+from actors.leases import Lease
+from actors.rpc import Handle, translate
+
+_OPENS_WITHIN_S = 60.0
+
+
+def open_lease(manager: Handle) -> Lease:
+    """Open a lease, from code without an event loop.
+
+    Raises:
+        ClusterError: the tree manager is dead, or does not answer.
+    """
+    try:
+        lease: Lease = ray.get(manager.open_lease.remote(), timeout=_OPENS_WITHIN_S)
+    except RayError as error:
+        raise translate(error, "the tree manager") from error
+    return lease
 
 
 class LeaseKeeper:

@@ -104,8 +104,8 @@ def report_client(recorder: Recorder, views: Iterable[tuple[Fleet, Router]], rec
     copies: Counter[How] = Counter()
     moved_tokens = moved_bytes = 0
     for fleet, router in views:
-        decisions += router.decisions
-        copies += router.replicator.decisions
+        decisions += router.decisions.copy()  # they may grow meanwhile, on another thread
+        copies += router.replicator.decisions.copy()
         moved_tokens += router.replicator.stats.tokens_moved
         moved_bytes += router.replicator.stats.bytes_moved
         for worker in filter(fleet.in_flight, range(len(fleet))):

@@ -57,7 +57,7 @@ def share(
         cpus_per_worker: replaces the equal part.
 
     Raises:
-        ClusterError: there are not enough GPUs or CPUs.
+        ClusterError: there are not enough GPUs or CPUs, or no machine has as many as a worker needs.
     """
     gpus, cpus = int(free.get("GPU", 0.0)), free.get("CPU", 0.0)
     if device == "auto":
@@ -67,6 +67,8 @@ def share(
     if cpus <= 0 or cpus < (cpus_per_worker or 0) * workers:
         wanted = "CPUs" if cpus_per_worker is None else f"{cpus_per_worker} CPUs each"
         raise ClusterError(f"{workers} workers need {wanted}, and the Ray cluster has {cpus:g} free")
+    if (cpus_per_worker or 0) > largest_machine:
+        raise ClusterError(f"workers need {cpus_per_worker} CPUs each, and the largest machine has {largest_machine:g}")
     each = float(cpus_per_worker or min(cpus / workers, largest_machine))
     whole = float(int(each)) if each >= 1 else each
     return WorkerShare(device, whole, 1 if device == "cuda" else 0, max(1, int(each)))

@@ -123,7 +123,7 @@ class Replicator:
     """
 
     def __init__(self, fleet: Fleet, policy: Policy = "auto") -> None:
-        self._fleet, self._policy = fleet, check_policy(policy)
+        self._fleet, self.policy = fleet, check_policy(policy)
         self._short: dict[int, tuple[float, int]] = {}  # until when a worker has room for so many tokens only
         self._cut_off: dict[int, float] = {}  # until when nothing is moved to a worker
         self._met: set[tuple[int, int]] = set()  # workers that have moved KV to one another
@@ -140,7 +140,7 @@ class Replicator:
             missing: the tokens that each other worker lacks of its path.
         """
         found = [(worker, self.estimate(segment, owner, worker, tokens)) for worker, tokens in missing.items()]
-        choices = [(worker, estimate, decide(estimate, self._policy)) for worker, estimate in found]
+        choices = [(worker, estimate, decide(estimate, self.policy)) for worker, estimate in found]
         copies = [choice for choice in choices if choice[2] != "stay"]
         if not copies:
             worker, estimate, how = min(choices, key=lambda choice: choice[1].target_delay_s)

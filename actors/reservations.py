@@ -49,12 +49,6 @@ def reserve(part: WorkerShare, ranks: int, timeout_s: float, stop: threading.Eve
     return group
 
 
-def give_back(group: PlacementGroup) -> None:
-    """Free a group's bundles, which ends what runs there. Idempotent."""
-    with contextlib.suppress(RayError, ValueError):
-        remove_placement_group(group)
-
-
 def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
     """Options of an actor that takes one of a group's bundles whole."""
     bundle = group.bundle_specs[index]
@@ -66,25 +60,31 @@ def bundle_options(group: PlacementGroup, index: int) -> dict[str, Any]:
 
 
 class Reservations:
-    """The placement groups of a cluster's workers that are several processes."""
+    """The placement groups of a cluster's workers, by the workers' numbers."""
 
     def __init__(self) -> None:
-        self._groups: list[PlacementGroup] = []
+        self._groups: dict[int, PlacementGroup] = {}
 
-    def place(self, part: WorkerShare, ranks: int, timeout_s: float) -> dict[str, Any]:
-        """Options of a worker of `ranks` processes, each with the resources of `part`; all on one machine.
-
-        Raises:
-            NoRoom: no machine has room for them within `timeout_s`.
-        """
-        if ranks == 1:
-            return part.options()
-        group = reserve(part, ranks, timeout_s)
-        self._groups.append(group)
+    def place(
+        self, worker: int, part: WorkerShare, ranks: int, timeout_s: float, stop: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """Reserve a worker's place; the options of its first process. Raises what `reserve` raises."""
+        group = reserve(part, ranks, timeout_s, stop)
+        self._groups[worker] = group
         return {**part.options(), **bundle_options(group, 0)}
+
+    def give_back(self, worker: int) -> None:
+        """Give a worker's place back, if it has one, which ends what runs there. Idempotent."""
+        group = self._groups.pop(worker, None)
+        if group is not None:
+            _give_back(group)
 
     def end(self) -> None:
         """Give everything back. Idempotent."""
-        for group in self._groups:
-            give_back(group)
-        self._groups.clear()
+        for worker in list(self._groups):
+            self.give_back(worker)
+
+
+def _give_back(group: PlacementGroup) -> None:
+    with contextlib.suppress(RayError, ValueError):
+        remove_placement_group(group)

@@ -102,13 +102,13 @@ class SearchDriver:
         report_client(self._recorder, list(self._fleets.values()), self._recovery)
 
     async def _solve(self, lease: int, job: SearchJob) -> SearchResult:
-        self._keeper.add(lease)
         settings = job.recovery, job.replication
         if settings not in self._fleets:
             fleet = Fleet(self._workers, job.recovery)
             self._fleets[settings] = fleet, Router(fleet, Replicator(fleet, job.replication))
         fleet, router = self._fleets[settings]
         client = ClusterClient(self._manager, self._workers, lease, fleet=fleet, router=router, recovery=self._recovery)
+        self._keeper.add(lease)
         try:
             return await run_search_async(
                 job.task,

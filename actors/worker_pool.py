@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup
 
 from actors.actor_group import ActorGroup
 from actors.fleet import Fleet
 from actors.pool_policy import Grow, Observation, PoolOptions, PoolPolicy, Shrink
-from actors.reservations import bundle_options, give_back, reserve
 from actors.rpc import ActorLost, translate
-from dendrite.errors import ClusterError
+from dendrite.errors import ClusterError, DendriteError, InvalidArgument
 from dendrite.logs import log_event
 
 _log = logging.getLogger("dendrite.cluster")
@@ -43,7 +42,7 @@ class WorkerPool:
         self._actors, self._fleet, self._options = actors, fleet, options
         self._policy = PoolPolicy(options)
         self._workers = set(range(len(actors.workers)))
-        self._groups: dict[int, PlacementGroup] = {}
+        self._changing = threading.Lock()  # a new worker's number is that after the last
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dendrite-pool", daemon=True)
         self._thread.start()
@@ -54,11 +53,11 @@ class WorkerPool:
         return frozenset(self._workers)
 
     def close(self) -> None:
-        """Look no more, and give up the places of added workers, which ends them. Idempotent."""
+        """Look no more. What is being changed is given up, or ends. Idempotent."""
         self._stop.set()
         self._thread.join()
-        for worker in list(self._groups):
-            self._give_place_up(worker)
+        with self._changing:  # on another thread
+            pass
 
     def grow(self) -> int:
         """Add a worker, and return its number.
@@ -67,31 +66,29 @@ class WorkerPool:
             NoRoom: no machine has room for it.
             ClusterError: it does not start.
         """
-        part, options = self._actors.part, self._options
-        group = reserve(part, self._actors.ranks, options.place_timeout_s, self._stop)
-        try:
-            worker = self._actors.add_worker(
-                {**part.options(), **bundle_options(group, 0)}, options.place_timeout_s, self._stop
-            )
-        except BaseException:
-            give_back(group)
-            raise
-        self._groups[worker] = group
-        self._fleet.join(worker, self._actors.workers[worker])
-        self._workers.add(worker)
+        with self._changing:
+            worker = self._actors.add_worker(self._options.place_timeout_s, self._stop)
+            self._fleet.join(worker, self._actors.workers[worker])
+            self._workers.add(worker)
         self._tell("pool_grown", worker)
         return worker
 
     def shrink(self, worker: int) -> None:
-        """Drain a worker and take it away.
+        """Drain a worker and take it away; where the pool is closed meanwhile, without waiting for its calls.
 
         Raises:
+            InvalidArgument: it is not of the pool.
             ClusterError: the tree manager cannot be told.
         """
-        handle = self._actors.workers[worker]
-        with contextlib.suppress(RayError):  # one that has died holds nothing
-            ray.get(handle.drain.remote(_DRAIN_S), timeout=2 * _DRAIN_S)
-        self._remove(worker)
+        with self._changing:
+            if worker not in self._workers:
+                known = ", ".join(map(str, sorted(self._workers)))
+                raise InvalidArgument("worker", worker, f"must be one of the pool's: {known or 'there is none now'}")
+            drained = self._actors.workers[worker].drain.remote(_DRAIN_S)
+            deadline = time.monotonic() + 2 * _DRAIN_S  # one that has died holds nothing
+            while not ray.wait([drained], timeout=1.0)[0] and not self._stop.is_set() and time.monotonic() < deadline:
+                pass
+            self._remove(worker)
         self._tell("pool_shrunk", worker)
 
     def _run(self) -> None:
@@ -108,45 +105,60 @@ class WorkerPool:
                 _log.exception("event=pool_failed", extra={"fields": {"event": "pool_failed"}})
 
     def _observe(self) -> Observation:
-        in_flight = {worker: self._in_flight(worker) for worker in sorted(self._workers)}
+        in_flight = self._in_flight()
         for worker in [worker for worker, calls in in_flight.items() if calls is None]:
-            self._remove(worker)
-            self._tell("pool_lost", worker)
+            self._lost(worker)
         delays = self._delays()
         best = min((delays.get(worker, 0.0) for worker in self._workers), default=0.0)
         return Observation(self.workers, [worker for worker, calls in in_flight.items() if calls == 0], best)
 
-    def _in_flight(self, worker: int) -> int | None:
-        """Calls under way in a worker; -1 if it does not say; None if it is dead for good."""
-        try:
-            return int(ray.get(self._actors.workers[worker].stats.remote(), timeout=_ANSWERS_WITHIN_S).in_flight)
-        except RayError as error:
-            found = translate(error, f"worker {worker}")
-            return None if isinstance(found, ActorLost) and found.permanent else -1
+    def _in_flight(self) -> dict[int, int | None]:
+        """Calls under way in each worker; -1 if it does not say; None if it is dead for good."""
+        asked = {worker: self._actors.workers[worker].stats.remote() for worker in sorted(self._workers)}
+        told: dict[int, int | None] = {}
+        for worker, stats in _answers(asked).items():
+            if isinstance(stats, DendriteError):
+                told[worker] = None if isinstance(stats, ActorLost) and stats.permanent else -1
+            else:
+                told[worker] = stats.in_flight
+        return told
 
     def _delays(self) -> dict[int, float]:
         """Seconds that calls wait at each worker: the longest that a driver or this process tells of."""
         delays = {worker: self._fleet.queue_delay(worker) for worker in self._workers if worker < len(self._fleet)}
-        for driver in self._actors.drivers:
-            with contextlib.suppress(RayError):  # one that is being restarted has measured nothing
-                told: dict[int, float] = ray.get(driver.queue_delays.remote(), timeout=_ANSWERS_WITHIN_S)
+        asked = {driver: handle.queue_delays.remote() for driver, handle in enumerate(self._actors.drivers)}
+        for told in _answers(asked).values():
+            if not isinstance(told, DendriteError):  # one that is being restarted has measured nothing
                 delays = {worker: max(delays.get(worker, 0.0), told.get(worker, 0.0)) for worker in self._workers}
         return delays
+
+    def _lost(self, worker: int) -> None:
+        with self._changing:
+            if worker not in self._workers:
+                return  # it was taken away meanwhile
+            self._remove(worker)
+        self._tell("pool_lost", worker)
 
     def _remove(self, worker: int) -> None:
         self._workers.discard(worker)
         self._fleet.retire(worker)
         self._actors.end_worker(worker)
-        self._give_place_up(worker)
         try:
             ray.get(self._actors.manager.retire.remote(worker), timeout=_DRAIN_S)
         except RayError as error:
             raise translate(error, "the tree manager") from error
 
-    def _give_place_up(self, worker: int) -> None:
-        group = self._groups.pop(worker, None)
-        if group is not None:
-            give_back(group)
-
     def _tell(self, event: str, worker: int) -> None:
         log_event(_log, logging.INFO, {"event": event, "worker": worker, "workers": len(self._workers)})
+
+
+def _answers(asked: Mapping[int, Any]) -> dict[int, Any]:
+    """What actors answer, all together within a time; of one that does not, a `DendriteError` that says why."""
+    deadline = time.monotonic() + _ANSWERS_WITHIN_S
+    found: dict[int, Any] = {}
+    for actor, reply in asked.items():
+        try:
+            found[actor] = ray.get(reply, timeout=max(0.0, deadline - time.monotonic()))
+        except RayError as error:
+            found[actor] = translate(error, f"actor {actor}")
+    return found

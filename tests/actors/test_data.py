@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from actors import Cluster, data
+from actors.fleet import RecoveryOptions
 from dendrite.errors import InvalidArgument, MissingDependency
 from dendrite.search.budget import Budget
 from dendrite.search.task import Task
@@ -96,6 +97,18 @@ async def test_rows_are_searched_on_a_cluster(rows: Any, cluster: Cluster) -> No
     assert (
         sum(worker.engine.decode_tokens for worker in await cluster.worker_stats(fresh=True)) >= by_target[6]["tokens"]
     )
+
+
+def test_searches_on_a_cluster_take_as_much_trouble_as_that_does() -> None:
+    recovery = RecoveryOptions(attempts=1)
+    client = data.ClusterPlace(None, [], recovery, "never").client(1)
+    assert client._fleet.options is recovery
+    assert client.replicator.policy == "never"
+
+
+def test_a_cluster_s_own_options_are_taken_over(cluster: Cluster) -> None:
+    place = data.ClusterPlace.of(cluster)
+    assert (place.recovery, place.replication) == (cluster.recovery_options, "never")
 
 
 @installed

@@ -45,3 +45,5 @@ def test_what_is_missing_is_named() -> None:
         share(2, "auto", {}, 8.0)
     with pytest.raises(ClusterError, match="2 workers need 3 CPUs each, and the Ray cluster has 4 free"):
         share(2, "cpu", {"CPU": 4.0}, 8.0, cpus_per_worker=3)
+    with pytest.raises(ClusterError, match="workers need 6 CPUs each, and the largest machine has 4"):
+        share(1, "cpu", {"CPU": 8.0}, 4.0, cpus_per_worker=6)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.util import placement_group_table
 
 import actors
 from actors import Cluster
+from actors.actor_group import ActorGroup
 from actors.placement import WorkerShare
 from actors.refs import ClusterNode
 from actors.reservations import Reservations
@@ -104,9 +106,19 @@ def test_a_model_that_cannot_be_divided_is_refused(ray_here: None, tiny_model: P
 def test_a_group_that_fits_no_machine_is_refused_with_what_there_is(ray_here: None) -> None:
     reservations = Reservations()
     with pytest.raises(ClusterError, match=r"2 times 9 CPU .* CPU free"):
-        reservations.place(WorkerShare("cpu", 9.0, 0, 1), 2, 0.5)
+        reservations.place(0, WorkerShare("cpu", 9.0, 0, 1), 2, 0.5)
     reservations.end()
     reservations.end()
+
+
+def test_a_worker_that_is_taken_away_leaves_its_place_to_others(ray_here: None) -> None:
+    group = ActorGroup()
+    group.workers = ["no actor any more"]
+    options = group._reservations.place(0, WorkerShare("cpu", 0.01, 0, 1), 2, 60.0)
+    place = options["scheduling_strategy"].placement_group
+    group.end_worker(0)
+    group.end_worker(0)
+    assert placement_group_table(place)["state"] == "REMOVED"
 
 
 def test_followers_start_in_a_placement_group_alone(ray_here: None, tiny_model: Path) -> None:

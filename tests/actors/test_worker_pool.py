@@ -7,18 +7,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.util import placement_group_table
+from ray.util.placement_group import PlacementGroup
 
 import actors
 from actors import Cluster
+from actors.actor_group import ActorGroup
+from actors.fleet import Fleet
 from actors.placement import WorkerShare
 from actors.pool_policy import PoolOptions
 from actors.reservations import NoRoom, reserve
+from actors.rpc import Handle
 from actors.worker_pool import WorkerPool
 from dendrite.config import SamplingParams
-from dendrite.errors import InvalidArgument
+from dendrite.errors import ClusterError, InvalidArgument
 
 SHORT = SamplingParams(max_tokens=6, seed=1, ignore_eos=True)
 LONG = SamplingParams(max_tokens=60, seed=2, ignore_eos=True)
@@ -110,3 +116,54 @@ def test_bounds_that_make_no_sense_are_refused(tiny_model: Path) -> None:
     for wrong in ((2, 1), (0, 2), (1, 2, 3), (1, 10**6)):
         with pytest.raises(InvalidArgument, match="workers"):
             actors.connect(tiny_model, workers=wrong)  # type: ignore[arg-type]
+
+
+def test_who_is_not_of_the_pool_cannot_be_taken_away() -> None:
+    pool = WorkerPool(ActorGroup(), Fleet([]), PoolOptions(1, 2, period_s=600.0))
+    with pytest.raises(InvalidArgument, match="worker=3: must be one of the pool's: there is none now"):
+        pool.shrink(3)
+    pool.close()
+    pool.close()
+
+
+class Stuck:
+    """A worker that never loads its model."""
+
+    async def load(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Manager:
+    """Of the tree manager, what a group tells it of a worker."""
+
+    def __init__(self) -> None:
+        self._retired: list[int] = []
+
+    async def retire(self, worker: int) -> None:
+        self._retired.append(worker)
+
+    async def retired(self) -> list[int]:
+        return self._retired
+
+
+def test_of_a_worker_that_does_not_start_nothing_is_left(ray_here: None) -> None:
+    group = ActorGroup()
+    group.part, group.ranks = WorkerShare("cpu", cpus=0.01, gpus=0, threads=1), 1
+    group.manager = ray.remote(Manager).options(num_cpus=0).remote()
+    places: list[PlacementGroup] = []
+
+    def start(index: int, place: dict[str, Any]) -> Handle:
+        places.append(place["scheduling_strategy"].placement_group)
+        return ray.remote(Stuck).options(**place).remote()
+
+    group._new_worker = start
+    stop = threading.Event()
+    with pytest.raises(ClusterError, match=r"worker 0 did not start: it was not ready within 0\.5 s"):
+        group.add_worker(0.5, stop)
+    stop.set()
+    with pytest.raises(ClusterError, match="worker 0 did not start: the pool was closed"):
+        group.add_worker(600.0, stop)
+    assert list(group.workers) == []
+    assert [placement_group_table(place)["state"] for place in places] == ["REMOVED"] * 2
+    assert ray.get(group.manager.retired.remote()) == [0, 0]
+    ray.kill(group.manager)
