@@ -35,6 +35,7 @@ _LASTING = {"max_restarts": -1}
 # Calls of a manager that is restarted are repeated until they are answered: they are all idempotent.
 _MANAGER = {"num_cpus": 0, **_LASTING, "max_task_retries": -1}
 _FREE_WITHIN_S = 5.0  # what ended actors had reserved takes a moment to be free again
+_RETIRES_WITHIN_S = 10.0
 _SPARE_CALLS = 1_024  # under way in one actor besides those that do work, so that health checks are not held back
 
 
@@ -136,7 +137,8 @@ class ActorGroup:
         except BaseException:
             self._end_actor(worker)
             self._reservations.give_back(index)
-            self.manager.retire.remote(index)  # it may have introduced itself; the next one has its number
+            with contextlib.suppress(RayError):  # it may have introduced itself, and the next one has its number
+                ray.get(self.manager.retire.remote(index), timeout=_RETIRES_WITHIN_S)
             raise
         self.workers = [*self.workers, worker]
         return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import ray
@@ -9,6 +10,9 @@ from ray.exceptions import RayError
 
 from actors.leases import Lease
 from actors.rpc import Handle, translate
+from dendrite.logs import log_event
+
+_log = logging.getLogger("dendrite.cluster")
 
 _OPENS_WITHIN_S = 60.0
 
@@ -51,5 +55,9 @@ class LeaseKeeper:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._interval):
-            if self._leases:
-                self._manager.renew.remote(sorted(self._leases))
+            leases = sorted(self._leases)
+            try:
+                if leases:
+                    self._manager.renew.remote(leases)
+            except Exception as error:  # without this thread all leases would run out
+                log_event(_log, logging.WARNING, {"event": "renewal_failed", "leases": len(leases)}, error)

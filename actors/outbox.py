@@ -15,8 +15,9 @@ from actors.deltas import Added, Batch, EventLog, Load, Pack, Released, Replica,
 from actors.refs import shard_of, worker_name
 from actors.topology import Changes, HeldTrees
 from dendrite.errors import StaleEpoch
+from dendrite.logs import log_event
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("dendrite.cluster")
 
 MAX_EVENTS = 256
 """Events that are packed at once, without waiting for more."""
@@ -96,11 +97,11 @@ class Courier:
                 self._report_due = True
                 if error.process == worker_name(self._worker):
                     self._superseded = True
-                    _log.error("%s has been replaced, and tells nothing any more: %s", error.process, error)
+                    log_event(_log, logging.ERROR, {"event": "superseded", "worker": self._worker}, error)
                     return
             except Exception as error:
                 self._report_due = True
-                _log.warning("the tree manager missed a message of worker %d: %s", self._worker, error)
+                log_event(_log, logging.WARNING, {"event": "message_missed", "worker": self._worker}, error)
                 return  # the next heartbeat tries again
 
     async def _send(self) -> None:
@@ -137,6 +138,7 @@ class Outbox:
             measure: reads the worker's load.
             expired: the leases whose end the worker was told of.
         """
+        self._worker = worker
         lead = Courier(worker, epoch, shards[0], self._take_status)
         self.couriers = (lead, *(Courier(worker, epoch, send) for send in shards[1:]))
         self.draining = False
@@ -189,14 +191,18 @@ class Outbox:
             await courier.delivered()
 
     async def _pack_on(self) -> None:
+        measured = True
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._some.wait(), HEARTBEAT_S)
                 await asyncio.wait_for(self._full.wait(), MAX_DELAY_S)
             try:
                 await self._pack()
-            except Exception:  # the engine's: whoever calls it next is told
-                _log.exception("the load could not be measured")
+                measured = True
+            except Exception as error:  # the engine's: whoever calls it next is told
+                if measured:  # else it has been logged: it may go on for long
+                    log_event(_log, logging.ERROR, {"event": "load_unknown", "worker": self._worker}, error)
+                measured = False
                 await asyncio.sleep(HEARTBEAT_S)
 
     async def _pack(self) -> None:

@@ -79,6 +79,7 @@ def _running_ray(address: str | None) -> str | None:
 
     Raises:
         OSError: nothing answers at the address.
+        ValueError: it is no host:port.
     """
     if address == "local":
         return None
@@ -90,6 +91,8 @@ def _running_ray(address: str | None) -> str | None:
     if "://" in found:
         raise ValueError("Ray client addresses are not supported; give host:port of the cluster's head")
     host, _, port = found.rpartition(":")
+    if not port.isdecimal():
+        raise ValueError("give host:port of the cluster's head")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS_WITHIN_S):
             return found

@@ -46,6 +46,8 @@ def test_an_address_where_no_ray_listens_is_told_at_once(monkeypatch: pytest.Mon
         RaySession("127.0.0.1:1")
     with pytest.raises(ClusterError, match="host:port"):
         RaySession("ray://127.0.0.1:10001")
+    with pytest.raises(ClusterError, match="cannot connect to Ray at head: give host:port of the cluster's head"):
+        RaySession("head")
 
 
 def test_what_a_failed_cluster_took_is_free_again(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
