@@ -25,6 +25,8 @@ from dendrite.search.backend import BackendStats, Branch, NodeRef
 from dendrite.spans import span
 
 _ASK_AGAIN_S = 0.05
+_SHORTEST_S = 1e-6
+"""What a call takes at least, by a clock that may not have moved."""
 
 
 class ClusterClient:
@@ -262,7 +264,7 @@ class ClusterClient:
         steps: list[int] = []
         began, before = time.monotonic(), self._fleet.call_seconds(worker)
         yield steps
-        seconds = time.monotonic() - began
+        seconds = max(time.monotonic() - began, _SHORTEST_S)
         calls = (self._fleet.call_seconds(worker) - before) / seconds
         self._fleet.rates(worker).decoded(seconds, max(steps), calls)
 

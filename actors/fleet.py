@@ -77,11 +77,22 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def join(self, worker: int, handle: Handle) -> None:
-        """A new worker is there, whose number follows the last one's. One that is known is known. From any thread."""
+    def join(self, worker: int, handle: Handle | None) -> None:
+        """A worker is there, whose number follows the last one's; or (None) there was one of which nothing is known.
+
+        One that is known is known. From any thread.
+        """
         with self._joining:
-            if worker == len(self._workers):
-                self._workers.append(_Worker(handle, Rates(self._crowd)))
+            known = worker < len(self._workers)
+            if worker > len(self._workers) or (known and (handle is None or self._workers[worker].handle is not None)):
+                return
+            new = _Worker(handle, Rates(self._crowd))
+            new.retired, new.state = handle is None, "dead" if handle is None else "up"
+            self._workers[worker : worker + 1] = [new]
+
+    def knows(self, worker: int) -> bool:
+        """Whether a worker has joined, and more than its number is known."""
+        return worker < len(self._workers) and self._workers[worker].handle is not None
 
     def retire(self, worker: int) -> None:
         """A worker has been taken away for good, as was meant."""

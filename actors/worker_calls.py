@@ -155,13 +155,13 @@ class WorkerCalls:
 
         One that has not introduced itself since the manager was restarted cannot join yet.
         """
-        known = len(self.fleet)
-        if worker < known:
+        if self.fleet.knows(worker):
             return
-        handles: list[Handle | None] = await self.ask_manager(lambda: self.manager.handles.remote(known, worker + 1))
-        for index, handle in enumerate(handles, known):
-            if handle is None:
-                return
+        first = min(worker, len(self.fleet))
+        handles: list[Handle | None] = await self.ask_manager(lambda: self.manager.handles.remote(first, worker + 1))
+        if handles[-1] is None:
+            return
+        for index, handle in enumerate(handles, first):
             self.fleet.join(index, handle)
 
     async def ask_manager(self, ask: Callable[[], Awaitable[T]]) -> T:

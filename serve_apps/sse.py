@@ -48,9 +48,11 @@ class EventStream(Response):
         try:
             sending = await _while_there(receive, self._send(send))
         finally:
-            await self._events.aclose()
-            if self._on_end is not None:
-                await self._on_end()
+            try:
+                await self._events.aclose()
+            finally:
+                if self._on_end is not None:
+                    await self._on_end()
         if not sending.cancelled():
             sending.result()
 

@@ -9,6 +9,7 @@ import pytest
 
 from actors.fleet import Fleet, RecoveryOptions
 from actors.rpc import ActorLost
+from actors.worker_calls import WorkerCalls
 from dendrite.errors import ClusterError
 from tests.actors.in_process import LocalHandle
 
@@ -20,6 +21,36 @@ def test_a_worker_joins_once_and_in_its_turn() -> None:
     fleet.join(1, "b")
     fleet.join(1, "other")
     assert (len(fleet), fleet.handle(1), fleet.up) == (2, "b", [0, 1])
+
+
+def test_a_worker_of_which_nothing_is_known_may_join_later() -> None:
+    fleet = Fleet(["a"])
+    fleet.join(1, None)
+    fleet.join(2, "c")
+    fleet.join(2, None)
+    assert (fleet.members, fleet.up, [fleet.knows(worker) for worker in range(4)]) == (
+        [0, 2],
+        [0, 2],
+        [True, False, True, False],
+    )
+    fleet.join(1, "b")
+    assert (fleet.members, fleet.up, fleet.handle(1)) == ([0, 1, 2], [0, 1, 2], "b")
+
+
+class Manager:
+    """Tells of workers, of which 1 was taken away."""
+
+    async def handles(self, first: int, end: int) -> list[str | None]:
+        return [f"worker {worker}" if worker != 1 else None for worker in range(first, end)]
+
+
+async def test_a_worker_is_met_whatever_became_of_those_before_it() -> None:
+    fleet = Fleet(["worker 0"])
+    calls = WorkerCalls(LocalHandle(Manager()), 1, fleet)
+    await calls.meet(1)
+    assert len(fleet) == 1
+    await calls.meet(3)
+    assert (fleet.up, fleet.handle(3)) == ([0, 2, 3], "worker 3")
 
 
 def test_a_retired_worker_keeps_its_number_and_has_lost_what_it_held() -> None:
