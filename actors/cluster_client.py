@@ -62,7 +62,7 @@ class ClusterClient:
             recovery: where to count recoveries; shared likewise.
         """
         self._manager, self._lease = manager, lease
-        self._fleet = fleet or Fleet(workers)
+        self._fleet = fleet if fleet is not None else Fleet(workers)  # one without workers is false
         self._recovery = recovery if recovery is not None else RecoveryStats()
         router = router or Router(self._fleet)
         self.replicator = router.replicator

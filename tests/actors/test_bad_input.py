@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hypothesis import HealthCheck, given, settings
@@ -60,9 +59,9 @@ async def ask(cluster: Cluster, root: ClusterNode, what: str, value: Any) -> obj
         case "score":
             return await cluster.score(root, value)
         case "tree":
-            return await cluster.expand(replace(root, tree=value), 1, PARAMS)
+            return await cluster.expand(root._replace(tree=value), 1, PARAMS)
         case "lease":
-            return await cluster.value(replace(root, tree=root.tree + value * IDS_PER_LEASE))
+            return await cluster.value(root._replace(tree=root.tree + value * IDS_PER_LEASE))
         case "lease unopened":
             return await call(cluster.actors.manager.place.remote(value * IDS_PER_LEASE), "the manager")
         case "epoch of the manager":
@@ -72,7 +71,7 @@ async def ask(cluster: Cluster, root: ClusterNode, what: str, value: Any) -> obj
             batch = Batch(root.worker, -value, 0, 0, (), None)
             return await call(cluster.actors.manager.apply.remote(batch), "the manager")
         case "node":
-            return await cluster.append(replace(root, node=value), [PROMPT])
+            return await cluster.append(root._replace(node=value), [PROMPT])
         case _:
             return await cluster.expand(value, 1, PARAMS)
 

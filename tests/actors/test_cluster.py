@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -79,12 +78,12 @@ async def test_a_released_node_is_told_from_an_unknown_one(cluster: Cluster) -> 
             await call
         assert (caught.value.tree, caught.value.node) == (root.tree, root.node)
 
-    stranger = replace(root, node=99)
+    stranger = root._replace(node=99)
     with pytest.raises(UnknownNode):
         await cluster.expand(stranger, 1, SHORT)
     await cluster.release(stranger)
     with pytest.raises(UnknownNode):
-        await cluster.expand(replace(root, tree=root.tree + 50), 1, SHORT)
+        await cluster.expand(root._replace(tree=root.tree + 50), 1, SHORT)
 
 
 async def test_bad_arguments_keep_their_type_and_fields_across_the_wire(cluster: Cluster) -> None:
@@ -99,7 +98,7 @@ async def test_bad_arguments_keep_their_type_and_fields_across_the_wire(cluster:
         await cluster.prefill([10**9])
     with pytest.raises(ContextOverflow):
         await cluster.prefill([1] * 600)
-    for node in ("root", replace(root, worker=7), replace(root, worker=-1)):
+    for node in ("root", root._replace(worker=7), root._replace(worker=-1)):
         with pytest.raises(InvalidArgument, match="node"):
             await cluster.expand(node, 1, SHORT)
     await cluster.release(root)
