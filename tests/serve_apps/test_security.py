@@ -185,11 +185,17 @@ def test_requests_have_ids_and_no_cors(guarded: Served) -> None:
     assert preflight.json()["error"]["code"] == "method_not_allowed"
 
 
+def access_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [fields_of(record) for record in list(caplog.records) if record.name == "dendrite.access"]
+
+
 def test_the_access_log_has_no_prompts(guarded: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="dendrite.access"):
         answer = ask(guarded, "alice", "POST", "/v1/completions", json={**COMPLETION, "user": "u-7"})
-    lines = [fields_of(record) for record in caplog.records if record.name == "dendrite.access"]
-    (line,) = [line for line in lines if line["id"] == answer.headers["x-request-id"]]
+        id, deadline = answer.headers["x-request-id"], time.monotonic() + 30.0
+        while not (logged := [line for line in access_lines(caplog) if line["id"] == id]):
+            assert time.monotonic() < deadline, "nothing was logged"  # which happens after the answer
+    (line,) = logged
     assert (line["key"], line["user"], line["status"], line["route"]) == ("alice", '"u-7"', 200, "/v1/completions")
     assert "Numbers" not in caplog.text
     assert "sk-alice" not in caplog.text

@@ -83,7 +83,7 @@ def test_a_search_is_cancelled_by_the_keyboard_alone(live: Opened, served: Serve
     page.keyboard.type("Numbers: 1 1 1 1. Target: 999.")
     page.get_by_label("Tokens").fill("1000000")
     press("Enter")
-    live.wait("window.viewer?.state.nodes.length > 3")
+    live.wait("window.viewer?.state?.nodes.length > 3")
     page.get_by_role("button", name="Search").focus()
     press("Tab")
     assert live.js("document.activeElement.id") == "cancel"
