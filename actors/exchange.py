@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import pickle
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -201,7 +202,8 @@ class Line:
     def _go_on(self) -> None:
         """Send a message if there are calls to bring, or one must wait for news."""
         if len(self._messages) < _MESSAGES and (self._orders or (self._replies and not self._messages)):
-            message = asyncio.get_running_loop().create_task(self._exchange())
+            # In no caller's context: Ray cancels with a task the calls made in it, and these are others' too.
+            message = asyncio.get_running_loop().create_task(self._exchange(), context=contextvars.Context())
             self._messages.add(message)
 
     async def _exchange(self) -> None:

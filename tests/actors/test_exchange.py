@@ -7,13 +7,14 @@ import pickle
 from collections.abc import Callable
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import exchange
 from actors.exchange import Exchange, Line, Piece
 from actors.refs import ClusterNode
-from actors.rpc import ActorLost
+from actors.rpc import ActorLost, Handle, call
 from dendrite.errors import ClusterError, UnknownNode
 
 NODE = ClusterNode(0, 1, 2)
@@ -162,3 +163,52 @@ async def test_news_of_a_client_that_is_gone_are_not_kept(monkeypatch: pytest.Mo
     assert [each.call for each in news] == [0]
     await asyncio.sleep(0.01)
     assert not worker.exchange._boxes
+
+
+class Callee:
+    """A worker as an actor."""
+
+    def __init__(self) -> None:
+        self.exchange_with = Exchange("worker 0", {"work": self.work, "sleep": self.sleep})
+        self.go = asyncio.Event()
+
+    async def exchange(self, client: int, message: bytes) -> bytes:
+        return await self.exchange_with(client, message)
+
+    async def work(self, number: int) -> int:
+        await self.go.wait()
+        return 2 * number
+
+    async def sleep(self) -> None:
+        self.go.set()
+        await asyncio.Event().wait()
+
+
+class Caller:
+    """An actor whose tasks share a line; the first of them has its message sent."""
+
+    def __init__(self, callee: Handle) -> None:
+        self.line = Line(7, lambda client, message: call(callee.exchange.remote(client, message), "worker 0"))
+
+    async def ask(self, id: int, method: str, *arguments: int) -> int:
+        return await self.line.call(id, method, arguments)  # type: ignore[no-any-return]
+
+
+def test_a_task_that_ray_cancels_takes_no_other_s_calls_with_it(ray_here: None) -> None:
+    callee = ray.remote(Callee).options(num_cpus=0).remote()
+    caller = ray.remote(Caller).options(num_cpus=0).remote(callee)
+    first = caller.ask.remote(1, "sleep")
+    second = caller.ask.remote(2, "work", 21)
+    ray.get(caller.ask.remote(3, "work", 1), timeout=60)
+    third = caller.ask.remote(4, "sleep")
+    fourth = caller.ask.remote(5, "sleep")
+    for doomed in (first, third):
+        ray.cancel(doomed)
+        with pytest.raises(ray.exceptions.TaskCancelledError):
+            ray.get(doomed, timeout=60)
+    assert ray.get(second, timeout=60) == 42
+    assert ray.get(caller.ask.remote(6, "work", 2), timeout=60) == 4
+    with pytest.raises(ray.exceptions.GetTimeoutError):
+        ray.get(fourth, timeout=1.0)
+    for actor in (caller, callee):
+        ray.kill(actor)
