@@ -21,6 +21,7 @@ import pickle
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from actors.background import Background
 from actors.refs import ClusterNode
 from dendrite.errors import ClusterError, DendriteError
 from dendrite.search.backend import TopLogprobs
@@ -106,7 +107,7 @@ class Exchange:
         """`name` is the worker in words; `methods` are those that clients may call."""
         self._name, self._methods = name, methods
         self._boxes: dict[int, _Box] = {}
-        self._making: set[asyncio.Task[None]] = set()
+        self._making = Background()
 
     async def __call__(self, client: int, message: bytes) -> bytes:
         """Begin the calls of a message, and answer it with news, as soon as there are some."""
@@ -115,9 +116,7 @@ class Exchange:
         orders: list[Order] = pickle.loads(message)
         for order in orders:
             box.users += 1
-            making = asyncio.get_running_loop().create_task(self._make(client, box, order))
-            self._making.add(making)
-            making.add_done_callback(self._making.discard)
+            self._making.start(self._make(client, box, order))
         try:
             return pickle.dumps(await box.take())
         finally:

@@ -83,8 +83,7 @@ class Fleet:
         One that is known is known. From any thread.
         """
         with self._joining:
-            known = worker < len(self._workers)
-            if worker > len(self._workers) or (known and (handle is None or self._workers[worker].handle is not None)):
+            if worker > len(self._workers) or self.knows(worker):
                 return
             new = _Worker(handle, Rates(self._crowd))
             new.retired, new.state = handle is None, "dead" if handle is None else "up"
