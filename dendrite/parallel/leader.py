@@ -35,7 +35,7 @@ class Followers(Protocol):
         ...
 
     def lost(self, reason: RankLost) -> None:
-        """The group has ended other than by `Leader.close`. Called once, on any thread, when it was at work."""
+        """The group has ended other than by `Leader.close`. Called once, on any thread, before a step can say so."""
         ...
 
     def end(self) -> None:
@@ -169,10 +169,10 @@ class Leader:
         with self._lock:
             if self._ended is not None:
                 return
+            if isinstance(reason, RankLost):  # first: what ends this process on it must not be preceded by an answer
+                self._followers.lost(reason)
             self._ended = reason
         self.group.abort()
-        if isinstance(reason, RankLost):
-            self._followers.lost(reason)
         self._news.set()
 
     def _reason(self) -> ClusterError:

@@ -104,6 +104,31 @@ def test_a_rank_that_hangs_up_while_the_group_is_idle_is_reported_once(
     assert [loss.rank for loss in follower.losses] == [1]
 
 
+def test_no_step_says_that_a_rank_is_lost_before_the_followers_have_heard_of_it(
+    by_hand: tuple[Leader, ByHand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, follower = by_hand
+    ready(leader, follower)
+    hearing, heard, failed = threading.Event(), threading.Event(), threading.Event()
+
+    def lost(reason: RankLost) -> None:
+        hearing.set()
+        heard.wait(10)
+
+    def step() -> None:
+        with pytest.raises(RankLost), leader.lockstep(pack(Kind.COPY, [])):
+            raise RuntimeError("the sum has failed")
+        failed.set()
+
+    monkeypatch.setattr(follower, "lost", lost)
+    follower.channel.close()
+    assert hearing.wait(5)
+    threading.Thread(target=step, daemon=True).start()
+    assert not failed.wait(0.5)
+    heard.set()
+    assert failed.wait(5)
+
+
 def test_a_rank_that_dies_in_the_middle_of_a_sum_fails_the_step(
     by_hand: tuple[Leader, ByHand],
 ) -> None:
