@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import sys
@@ -33,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import serve
 
 from actors.leases import Lease
 from actors.ray_session import RaySession
@@ -45,9 +45,9 @@ from benchmarks.soak_tally import Operation, Tally
 from benchmarks.soak_watch import Sample, Watch, growing, replaced, trends
 from dendrite.config import EngineConfig
 from dendrite.search.tasks.countdown import problems
-from serve_apps.app import build
 from serve_apps.args import ServeArgs
 from serve_apps.desk import Contacts
+from serve_apps.ray_settings import prefer_direct
 from serve_apps.services import ServeSettings
 
 _KEPT_SHARE = 1 / 8
@@ -79,6 +79,11 @@ class Server:
 @contextlib.contextmanager
 def server(plan: Plan, port: int) -> Iterator[Server]:
     """Serve the packaged model on this process's Ray, or on one that is started."""
+    prefer_direct(os.environ)
+    from ray import serve  # reads the environment
+
+    from serve_apps.app import build
+
     kept_s = 60 * plan.minutes * _KEPT_SHARE
     settings = ServeSettings(keep_searches_s=kept_s, keep_answers_s=kept_s)
     engine = EngineConfig(device="cpu", kv_tokens=16_384)

@@ -25,7 +25,7 @@ from serve_apps.openai_schemas import (
 from serve_apps.problems import task_in
 from serve_apps.schemas import Usage
 from serve_apps.search_schemas import MAX_TOKENS, BudgetSpec, SearchPlan, SearchView
-from serve_apps.search_service import outcome
+from serve_apps.search_service import begin, outcome
 from serve_apps.services import Services
 from serve_apps.sse import DONE, EventStream, frame, unless_gone
 
@@ -84,7 +84,7 @@ async def answer(
 
     async def start() -> str:
         await serving.accounts.admit(owner)
-        return (await serving.searches.start(owner, task, plan)).id
+        return (await begin(serving.searches, owner, task, plan)).id
 
     def completion(view: SearchView) -> ChatCompletion:
         text, usage = _found(view, prompt_tokens)

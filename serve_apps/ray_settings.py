@@ -9,13 +9,15 @@ DIRECT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n no option splice-request\n no option splice-response",
 }
 """HAProxy hands connections to the HTTP processes themselves, and these work on one event loop.
 
 By default a process written in Python takes every request and every part of its answer, and sends it on as a message
 of Ray, which costs more than all that an ingress does. All processes of Serve have to agree on these settings, so that
 a Ray cluster that runs already has to be started with them. HAProxy's own metrics are off: their port would be open to
-all machines.
+all machines. The last setting stands last among Serve's defaults for HAProxy, so that lines can be added to them: with
+`splice-request`, which Serve sets, HAProxy 2.8 mostly fails to notice that a client has gone before it is answered.
 """
 
 

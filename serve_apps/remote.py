@@ -13,6 +13,7 @@ from serve_apps.events import Page
 from serve_apps.ledger import KeyLimits
 from serve_apps.search_schemas import BranchRequest, SearchPlan, SearchView
 from serve_apps.tree_schemas import GenerateOne, Lease, NodeView, Pinned, StreamView, TreeView
+from serve_apps.unbroken import Unbroken
 
 Do = Callable[..., Awaitable[Any]]
 """Makes a call of the desk: the service, the method, its arguments and options."""
@@ -22,14 +23,17 @@ _SETTLED_WITHIN_S = 10.0
 
 
 class _Service:
-    """One service of the desk."""
+    """One service of the desk. A call goes on there if the request that makes it is cancelled, or begins only then."""
 
     name: str
 
     def __init__(self, do: Do) -> None:
-        self._do = do
+        self._do, self._unbroken = do, Unbroken()
 
     async def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        return await self._unbroken.do(self._send(verb, arguments, options))
+
+    async def _send(self, verb: str, arguments: Sequence[Any], options: dict[str, Any]) -> Any:
         return await call(self._do(self.name, verb, arguments, options), "the desk")
 
 

@@ -13,7 +13,7 @@ from serve_apps.idempotency import IdempotencyKey, once
 from serve_apps.problems import task_of
 from serve_apps.schemas import STREAMED, error_responses
 from serve_apps.search_schemas import Branched, BranchRequest, SearchPlan, SearchRequest, SearchView
-from serve_apps.search_service import outcome
+from serve_apps.search_service import begin, outcome
 from serve_apps.security import Owner
 from serve_apps.services import Services, Serving
 from serve_apps.sse import EventStream, unless_gone
@@ -39,7 +39,7 @@ async def search(
 
     async def start() -> SearchView:
         await serving.accounts.admit(owner)
-        return await serving.searches.start(owner, task, plan)
+        return await begin(serving.searches, owner, task, plan)
 
     started = await once(serving.replays, owner, idempotency_key, "search", body, SearchView, start)
     if body.stream:

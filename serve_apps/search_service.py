@@ -38,6 +38,18 @@ class Searches(Protocol):
         ...
 
 
+async def begin(searches: Searches, owner: str, task: Task, plan: SearchPlan) -> SearchView:
+    """Begin a search. Cancelling who waits for that cancels the search, which nobody knows of then."""
+    starting = asyncio.ensure_future(searches.start(owner, task, plan))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        if starting.exception() is None:
+            await searches.cancel(owner, starting.result().id)
+        raise
+
+
 async def outcome(searches: Searches, owner: str, id: str) -> SearchView:
     """How a search stands when it has ended. Cancelling who waits for that cancels the search."""
     try:

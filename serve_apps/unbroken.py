@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -16,8 +17,11 @@ class Unbroken:
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work, and wait for it. It begins even where the caller has been cancelled by then."""
-        task = asyncio.create_task(work)
+        """Do some work, and wait for it. It begins even where the caller has been cancelled by then.
+
+        It is done in no caller's context: with a request Ray cancels the calls made in its context.
+        """
+        task = asyncio.create_task(work, context=contextvars.Context())
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)

@@ -99,6 +99,35 @@ def test_a_client_that_leaves_frees_its_pages(http: httpx.Client, client: openai
     wait_until(lambda: pages_held(http) == 0, 1.0)
 
 
+HOPELESS = {"kind": "countdown", "numbers": [1, 1, 1, 1], "target": 999}
+CHAT = {
+    "model": f"{MODEL}:mcts",
+    "messages": [{"role": "user", "content": "Numbers: 1 1 1 1. Target: 999."}],
+    "max_tokens": 1_000_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"model": MODEL, "prompt": PROMPT, "n": 16, **LONG}),
+        ("search", {"task": HOPELESS, "budget": {"tokens": 1_000_000}}),
+        ("chat/completions", CHAT),
+        ("chat/completions", {**CHAT, "stream": True}),
+    ],
+)
+def test_a_client_that_does_not_wait_for_an_answer_frees_its_pages(
+    http: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    held = []
+    for patience_s in (0.05, 0.3, 1.0):
+        with pytest.raises(httpx.ReadTimeout):
+            http.post(f"/v1/{path}", json=body, timeout=patience_s)
+        held.append(pages_held(http) > 0)
+        wait_until(lambda: pages_held(http) == 0, 2.0)
+    assert any(held)
+
+
 def test_a_stream_outlives_its_worker(http: httpx.Client, client: openai.OpenAI) -> None:
     expected = client.completions.create(model=MODEL, prompt=PROMPT, **LONG).choices[0].text
     text, killed = "", False

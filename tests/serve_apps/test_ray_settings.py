@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,4 +29,6 @@ def test_the_cluster_file_starts_ray_with_the_same_settings() -> None:
     commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     for start in (*commands["head_start_ray_commands"], *commands["worker_start_ray_commands"]):
         if "ray start" in start:
-            assert all(f"{name}={value}" in start for name, value in DIRECT.items())
+            script = f"ray() {{ env -0; }}\n{start.split('&&')[-1]}"
+            told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split("\0")
+            assert {f"{name}={value}" for name, value in DIRECT.items()} <= set(told)

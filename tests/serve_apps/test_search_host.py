@@ -11,13 +11,14 @@ from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
 from dendrite.errors import DendriteError, OutOfPages
 from dendrite.search.backend import Branch, NodeRef
+from dendrite.search.task import Task
 from dendrite.search.tasks.countdown import Countdown
 from serve_apps import search_host
 from serve_apps.errors import HttpError
 from serve_apps.ledger import KeyLimits, Ledger
 from serve_apps.search_host import SearchHost
-from serve_apps.search_schemas import BranchRequest, BudgetSpec, SearchPlan
-from serve_apps.search_service import outcome
+from serve_apps.search_schemas import BranchRequest, BudgetSpec, SearchPlan, SearchView
+from serve_apps.search_service import begin, outcome
 
 SHORT = SearchPlan(algorithm="best_of_n", budget=BudgetSpec(tokens=40))
 
@@ -121,3 +122,38 @@ async def test_whoever_waits_and_is_cancelled_takes_the_search_along(engine: Eng
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert (await host.view("me", started.id)).status == "cancelled"
+
+
+class Slow(SearchHost):
+    """Says late that a search has begun."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(AsyncEngine(engine), Ledger({}), 60.0)
+        self.begun: list[str] = []
+
+    async def start(self, owner: str, task: Task, plan: SearchPlan) -> SearchView:
+        started = await super().start(owner, task, plan)
+        self.begun.append(started.id)
+        await asyncio.sleep(0.05)
+        return started
+
+
+async def test_whoever_begins_a_search_and_is_cancelled_meanwhile_takes_it_along(engine: Engine) -> None:
+    host = Slow(engine)
+    plan = SearchPlan(budget=BudgetSpec(tokens=1_000_000))
+    beginning = asyncio.create_task(begin(host, "me", Countdown((1, 1, 1), 999), plan))
+    while not host.begun:
+        await asyncio.sleep(0)
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
+    assert (await host.view("me", host.begun[0])).status == "cancelled"
+
+
+async def test_whoever_begins_a_search_that_is_refused_and_is_cancelled_meanwhile_is_cancelled(engine: Engine) -> None:
+    host = SearchHost(AsyncEngine(engine), Ledger({}), 60.0)
+    beginning = asyncio.create_task(begin(host, "me", Countdown((1, 2, 3), 6), SearchPlan(algorithm="none")))
+    await asyncio.sleep(0)
+    beginning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await beginning
