@@ -108,6 +108,7 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     cluster = ClusterOperations(manager, place.contacts.workers, *leases)
     tasks = problems(50, plan.seed)
     cluster.tasks = tasks
+    await cluster.ready()
     http = HttpOperations(place.url, tasks)
     operations = cluster.operations + http.operations
     watch = Watch(cluster.client, place.own_leases)

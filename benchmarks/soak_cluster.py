@@ -76,6 +76,10 @@ class ClusterOperations:
             Operation("search_cancelled", self._search_cancelled, 1),
         ]
 
+    async def ready(self) -> None:
+        """Return once the search driver's process is there."""
+        await call(self._driver.__ray_ready__.remote(), "the search driver")
+
     async def expire(self, draws: random.Random) -> None:
         """Hold nodes under a lease that nobody renews, until they are gone.
 
