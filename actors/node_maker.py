@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from actors.kv_transfer import Arrival, KvSource
+from actors.places import Places
 from actors.recovery import LOST, RecoveryStats, Tries
 from actors.refs import ClusterNode
 from actors.routing import Router
@@ -19,8 +20,9 @@ class NodeMaker:
     """Makes nodes, measures how fast that goes, and remembers where the tree manager was not followed."""
 
     def __init__(self, calls: WorkerCalls, router: Router, recovery: RecoveryStats) -> None:
-        self._calls, self._fleet, self._manager = calls, calls.fleet, calls.manager
+        self._calls, self._fleet = calls, calls.fleet
         self._router, self._recovery = router, recovery
+        self._places = Places(calls)
         self._strayed: set[int] = set()
 
     async def prefill(self, tokens: Sequence[int], seed: int | None) -> tuple[ClusterNode, int]:
@@ -33,9 +35,8 @@ class NodeMaker:
         """
         tries = Tries("prefill", self._fleet, self._recovery)
         while tries.left:
-            tree = self._calls.new_id()
+            tree, suggested = await self._places.take()
             try:
-                suggested = await self._place(tree)
                 await self._fleet.alive()
                 worker = self._router.for_prompt(tree, _comparable(tokens), suggested)
                 if worker != suggested:
@@ -43,10 +44,10 @@ class NodeMaker:
                 epoch = self._fleet.epoch(worker)
                 root = await self._prefill_on(worker, tree, tokens, seed)
             except LOST as error:
-                self._manager.unplace.remote(tree)
+                self._places.give_back(tree)
                 tries.lost(worker, epoch, error)
             except BaseException:
-                self._manager.unplace.remote(tree)
+                self._places.give_back(tree)
                 raise
             else:
                 self._router.prompts.note(tokens, worker, epoch)
@@ -116,24 +117,18 @@ class NodeMaker:
     @contextlib.asynccontextmanager
     async def _tree_on(self, worker: int) -> AsyncIterator[int]:
         """A new tree on a worker, wherever the tree manager would have put it; taken back if nothing comes of it."""
-        tree = self._calls.new_id()
-        if await self._place(tree) != worker:
+        tree, suggested = await self._places.take()
+        if suggested != worker:
             self._stray(tree, worker)
         try:
             yield tree
         except BaseException:
-            self._manager.unplace.remote(tree)
+            self._places.give_back(tree)
             raise
-
-    async def _place(self, tree: int) -> int:
-        """The tree manager's choice of a worker for a new tree; its refusal, if the lease has ended."""
-        worker: int = await self._calls.ask_manager(lambda: self._manager.place.remote(tree))
-        await self._calls.meet(worker)
-        return worker
 
     def _stray(self, tree: int, worker: int) -> None:
         """Put a tree where the tree manager did not place it."""
-        self._manager.unplace.remote(tree)
+        self._places.give_back(tree)
         self._strayed.add(worker)
 
 

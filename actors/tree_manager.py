@@ -107,22 +107,24 @@ class TreeManager(TreeShard):
             finally:
                 self._closing.discard(lease)
 
-    async def place(self, tree: int) -> int:
-        """Choose the worker for a new tree: the one with the fewest trees, then the fewest pages held.
+    async def place(self, trees: Sequence[int]) -> list[int]:
+        """Choose the workers for new trees of one lease: each time that with the fewest trees, then the fewest pages.
 
         Raises:
-            LeaseExpired: the tree's lease is not open.
+            LeaseExpired: the trees' lease is not open.
             ClusterError: no worker has introduced itself.
         """
-        self._check_lease(tree)
+        self._check_lease(trees[0])
         if not await self._wait_for(1, time.monotonic() + _WORKER_WITHIN_S):
             raise ClusterError(f"no worker has introduced itself to the tree manager within {_WORKER_WITHIN_S:g} s")
-        self._check_lease(tree)  # which may have run out meanwhile
-        return self._book.place(tree, time.monotonic())
+        self._check_lease(trees[0])  # which may have run out meanwhile
+        now = time.monotonic()
+        return [self._book.place(tree, now) for tree in trees]
 
-    async def unplace(self, tree: int) -> None:
-        """Take back a placement of which nothing came."""
-        self._book.unplace(tree)
+    async def unplace(self, trees: Sequence[int]) -> None:
+        """Take back placements of which nothing came."""
+        for tree in trees:
+            self._book.unplace(tree)
 
     async def handles(self, first: int, end: int) -> list[Handle | None]:
         """The actors of workers `first` to `end` - 1; None for one that has not introduced itself, or is retired."""

@@ -93,7 +93,7 @@ class Pair:
 
     async def prefill(self, prompt: str | Sequence[int]) -> ClusterNode:
         tree = self.new_id()
-        await self.manager.place(tree)
+        await self.manager.place([tree])
         return await self.worker.prefill(self.new_id(), tree, prompt, None)
 
     async def expand(self, at: ClusterNode, n: int, params: SamplingParams) -> list[Branch]:

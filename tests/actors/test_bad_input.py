@@ -63,7 +63,7 @@ async def ask(cluster: Cluster, root: ClusterNode, what: str, value: Any) -> obj
         case "lease":
             return await cluster.value(root._replace(tree=root.tree + value * IDS_PER_LEASE))
         case "lease unopened":
-            return await call(cluster.actors.manager.place.remote(value * IDS_PER_LEASE), "the manager")
+            return await call(cluster.actors.manager.place.remote([value * IDS_PER_LEASE]), "the manager")
         case "epoch of the manager":
             reply = cluster.actors.workers[root.worker].reclaim.remote(root.tree // IDS_PER_LEASE, True, value)
             return await call(reply, "a worker")

@@ -180,13 +180,13 @@ async def test_a_restarted_manager_learns_everything_from_the_worker(both: Pair)
     assert (after.leases, after.trees, after.records, after.live_nodes, after.epoch) == (1, 1, 5, (3,), 1)
     assert after.loads == before.loads
     assert await both.manager.lineage(root.tree, leaf.node.node) == (*PROMPT, *branches[0].tokens, *leaf.tokens)
-    assert await both.manager.place(both.new_id()) == 0
+    assert await both.manager.place([both.new_id()]) == [0]
 
     await both.manager.close_lease(both.lease)
     await assert_nothing_held(both)
     assert (await both.manager.stats()).leases == 0
     with pytest.raises(LeaseExpired):
-        await both.manager.place(both.new_id())
+        await both.manager.place([both.new_id()])
 
 
 async def test_closing_a_lease_waits_for_the_reports_after_a_restart(both: Pair) -> None:

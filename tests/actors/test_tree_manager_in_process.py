@@ -45,7 +45,7 @@ async def placed(manager: TreeManager, trees: int) -> int:
     """A lease with so many trees, on as many workers, that nobody renews."""
     lease = (await manager.open_lease()).id
     for count in range(trees):
-        await manager.place(unique_id(lease, count))
+        await manager.place([unique_id(lease, count)])
     return lease
 
 
@@ -76,7 +76,7 @@ async def test_a_tree_is_not_placed_under_a_lease_that_ran_out_meanwhile() -> No
     manager = TreeManager(TTL_S, workers=1, epoch=0)
     await manager.start()
     lease = (await manager.open_lease()).id
-    placing = asyncio.create_task(manager.place(unique_id(lease, 0)))
+    placing = asyncio.create_task(manager.place([unique_id(lease, 0)]))
     async with asyncio.timeout(30):
         while (await manager.stats()).leases:
             await asyncio.sleep(TTL_S / 4)
