@@ -2,7 +2,8 @@
 
 *Over HTTP.* A server in a process of its own, on Ray Serve with one model worker or (`--local`) without Ray. Each of
 200 connections asks for a streamed completion of 32 tokens of one of 50 Countdown prompts, reads it to the end, and
-asks again. The time to the first token runs from the request's last byte to the first chunk with text. An answer that
+asks again. The time to the first token runs from the request's last byte to the first chunk with text; the more streams
+there are, the more tokens the next chunks bring, and the time between them is measured too. An answer that
 is not a stream of the whole completion is an error; at the end the server's pages must be back to zero.
 
 *The engine's own rate.* The same work by calls of an engine in this process: 200 callers, each of whom prefills a
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -53,6 +55,8 @@ class Load:
     requests: int = 0
     tokens: int = 0
     first_token_s: list[float] = field(default_factory=list)
+    between_s: list[float] = field(default_factory=list)
+    """From one chunk of a stream to its next."""
     errors: list[str] = field(default_factory=list)
 
     def add(self, other: Load) -> None:
@@ -60,6 +64,7 @@ class Load:
         self.requests += other.requests
         self.tokens += other.tokens
         self.first_token_s += other.first_token_s
+        self.between_s += other.between_s
 
 
 Ask = Callable[[int, Load], Coroutine[Any, Any, None]]
@@ -134,23 +139,25 @@ class Connection:
             self.close()
 
     async def _read(self, reader: asyncio.StreamReader, load: Load) -> None:
-        began, first, told = time.monotonic(), None, b""
+        began, came, told = time.monotonic(), list[float](), b""
         status = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in status.split(b"\r\n", 1)[0] or b"chunked" not in status:
             raise ValueError(status[:60])
         while True:
             size = int(await reader.readuntil(b"\r\n"), 16)
-            told += (await reader.readexactly(size + 2))[:-2]
-            if first is None and b'"text":"' in told:
-                first = time.monotonic() - began
+            chunk = (await reader.readexactly(size + 2))[:-2]
+            told += chunk
+            if b'"text":"' in chunk:
+                came.append(time.monotonic())
             if not size:
                 break
         usage = re.search(rb'"completion_tokens":(\d+)', told)
-        if first is None or usage is None or not told.endswith(b"data: [DONE]\n\n"):
+        if not came or usage is None or not told.endswith(b"data: [DONE]\n\n"):
             raise ValueError(told[-200:])
         load.requests += 1
         load.tokens += int(usage[1])
-        load.first_token_s.append(first)
+        load.first_token_s.append(came[0] - began)
+        load.between_s += [later - before for before, later in itertools.pairwise(came)]
         if b"connection: close" in status.lower():
             self.close()
 
@@ -219,6 +226,7 @@ def main() -> None:
     own = asyncio.run(engine_rate(arguments.streams, arguments.seconds))
     rate = load.tokens / arguments.seconds
     first = np.percentile(load.first_token_s, [50, 99]) * 1e3
+    between = np.percentile(load.between_s, [50, 99]) * 1e3
     metrics = {
         "serve.requests": float(load.requests),
         "serve.errors": float(len(load.errors)),
@@ -227,6 +235,8 @@ def main() -> None:
         "serve.engine_ratio": rate / own,
         "serve.first_token_p50_ms": float(first[0]),
         "serve.first_token_p99_ms": float(first[1]),
+        "serve.between_chunks_p50_ms": float(between[0]),
+        "serve.between_chunks_p99_ms": float(between[1]),
         "serve.pages_left": pages,
     }
     for name, value in metrics.items():
