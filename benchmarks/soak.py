@@ -10,9 +10,9 @@ runs out (`benchmarks.soak_cluster`, `benchmarks.soak_http`). One more keeps let
 Every few seconds the memory of each process is noted, and what is held. Memory is what a process has allocated for
 itself alone, so without mapped files and Ray's object store, in MB of 10^6 bytes. Its slope is that of a robust line
 over the second half of the run (`benchmarks.trend`); the first half is for caches to fill, and for that what a server
-keeps for a while after its end (searches, answers) is kept for an eighth of the run only. A process has grown where the
-slope's whole 95 % interval is above zero, and what the slope comes to within the second half above `--noise`. Ray's own
-processes are measured beside, but not judged.
+keeps for a while after its end (searches, answers) is kept for an eighth of the run only, and all KV pages have been
+used before it begins. A process has grown where the slope's whole 95 % interval is above zero, and what the slope comes
+to within the second half above `--noise`. Ray's own processes are measured beside, but not judged.
 
 `soak.unexpected` counts errors other than those that an operation is meant to come to. The exit code is 1 where there
 are such, where a process grows or is another one at the end, or where pages, nodes or leases are left.
@@ -108,7 +108,7 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     cluster = ClusterOperations(manager, place.contacts.workers, *leases)
     tasks = problems(50, plan.seed)
     cluster.tasks = tasks
-    await cluster.ready()
+    await cluster.warm_up(random.Random(plan.seed))
     http = HttpOperations(place.url, tasks)
     operations = cluster.operations + http.operations
     watch = Watch(cluster.client, place.own_leases)

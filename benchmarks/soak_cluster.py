@@ -29,6 +29,7 @@ from dendrite.search.budget import Budget
 from dendrite.search.task import Task
 
 _MOST_TREES, _MOST_NODES = 24, 32
+_UNIQUE_TOKENS = 256
 _RACED = (NodeReleased, Cancelled)
 """What an operation on a tree may meet where another one has released the tree meanwhile."""
 _ALGORITHMS = ("mcts", "best_of_n", "beam", "self_consistency")
@@ -76,9 +77,16 @@ class ClusterOperations:
             Operation("search_cancelled", self._search_cancelled, 1),
         ]
 
-    async def ready(self) -> None:
-        """Return once the search driver's process is there."""
+    async def warm_up(self, draws: random.Random) -> None:
+        """Have the search driver's process there, and each page of the workers' used: memory is taken at first use."""
         await call(self._driver.__ray_ready__.remote(), "the search driver")
+
+        async def used() -> None:
+            root = await self.client.prefill([draws.randrange(30) for _ in range(_UNIQUE_TOKENS)])
+            await self.client.release(root)
+
+        while not all(worker.engine.evicted_pages for worker in await self.client.worker_stats(fresh=True)):
+            await asyncio.gather(*(used() for _ in range(8)))
 
     async def expire(self, draws: random.Random) -> None:
         """Hold nodes under a lease that nobody renews, until they are gone.
