@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from dendrite.search.backend import Backend
-from serve_apps.decoding import Pace, Pacer
+from serve_apps.decoding import Pace
 from serve_apps.idempotency import ReplayBook
 from serve_apps.ledger import Ledger
 from serve_apps.search_host import SearchHost
@@ -41,7 +41,6 @@ async def local_services(
             trees=trees,
             searches=searches,
             replays=ReplayBook(settings.keep_answers_s),
-            pacer=Pacer(settings.span_seconds, settings.chunks_per_second),
             settings=settings,
             kv_bytes_per_token=per_token,
         )

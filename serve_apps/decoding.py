@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from dendrite.config import MAX_SEED, SamplingParams
@@ -39,27 +39,6 @@ class Pace:
         """Tokens of the span after one of `tokens` that took so long."""
         fit = int(self.seconds * tokens / max(took_s, 1e-9))
         return max(1, min(2 * tokens, max(fit, self.least), self.most))
-
-
-class Pacer:
-    """Paces the streams of a process: the more there are, the less often each brings something new.
-
-    What a chunk costs is a message and a write, however many tokens it brings.
-    """
-
-    def __init__(self, seconds: float, chunks_per_s: float) -> None:
-        """Bring something new every `seconds`, but at most about `chunks_per_s` times a second in all streams."""
-        self._seconds, self._chunks_per_s = seconds, chunks_per_s
-        self._streams = 0
-
-    @contextmanager
-    def streams(self, count: int) -> Iterator[Pace]:
-        """Count so many streams more meanwhile; gives the pace that they keep."""
-        self._streams += count
-        try:
-            yield Pace(max(self._seconds, self._streams / self._chunks_per_s))
-        finally:
-            self._streams -= count
 
 
 def choice_seed(seed: int | None, index: int) -> int:

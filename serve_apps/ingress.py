@@ -14,7 +14,6 @@ from actors.leases import Lease
 from actors.rpc import ActorLost, Handle, call
 from dendrite.errors import LeaseExpired
 from serve_apps.args import ServeArgs
-from serve_apps.decoding import Pacer
 from serve_apps.desk import Contacts
 from serve_apps.http import create_app, serve_from
 from serve_apps.metrics import Metrics
@@ -107,7 +106,6 @@ class Seat:
         do = self._desk.do.remote
         lease: Lease = await call(contacts.manager.open_lease.remote(), "the tree manager")
         self._place = _Place(contacts, lease)
-        settings = self._args.settings
         return Services(
             backend=self._place.client,
             codec=self._codec,
@@ -116,8 +114,7 @@ class Seat:
             trees=RemoteTrees(do),
             searches=RemoteSearches(do),
             replays=RemoteReplays(do),
-            pacer=Pacer(settings.span_seconds, settings.chunks_per_second),
-            settings=settings,
+            settings=self._args.settings,
             metrics=self._metrics,
             kv_bytes_per_token=contacts.kv_bytes_per_token,
         )

@@ -13,7 +13,7 @@ from typing import Self
 from dendrite.config import SamplingParams
 from dendrite.errors import ContextOverflow, InvalidArgument
 from dendrite.search.backend import NodeRef
-from serve_apps.decoding import Pace, Releases, choice_seed, write
+from serve_apps.decoding import Releases, choice_seed, write
 from serve_apps.merging import merged
 from serve_apps.schemas import Usage
 from serve_apps.services import Services
@@ -88,30 +88,30 @@ class Work:
 
     async def items(self) -> AsyncGenerator[tuple[int, Item | None], None]:
         """Items of all choices as they come, and None for a choice that has ended."""
-        with self._services.pacer.streams(len(self.writers)) as pace:
-            sources = [self._choice(index, pace) for index in range(len(self.writers))]
-            async with aclosing(merged(sources)) as items:
-                first = True
-                async for index, item in items:
-                    if first:
-                        self._services.metrics.first_token.observe(time.monotonic() - self._began)
-                    first = False
-                    yield index, item
+        sources = [self._choice(index, stream=True) for index in range(len(self.writers))]
+        async with aclosing(merged(sources)) as items:
+            first = True
+            async for index, item in items:
+                if first:
+                    self._services.metrics.first_token.observe(time.monotonic() - self._began)
+                first = False
+                yield index, item
 
     async def all(self) -> list[list[Item]]:
         """The items of every choice, once all have ended."""
         whole: list[list[Item]] = [[] for _ in self.writers]
-        sources = [self._choice(index, None) for index in range(len(self.writers))]
+        sources = [self._choice(index, stream=False) for index in range(len(self.writers))]
         async with aclosing(merged(sources)) as items:
             async for index, item in items:
                 if item is not None:
                     whole[index].append(item)
         return whole
 
-    def _choice(self, index: int, pace: Pace | None) -> AsyncGenerator[Item, None]:
+    def _choice(self, index: int, *, stream: bool) -> AsyncGenerator[Item, None]:
         order = self._order
         root = self._roots[index // order.n]
         params = order.params.model_copy(update={"seed": choice_seed(order.seed, index)})
+        pace = self._services.pace if stream else None
         return write(self._services.backend, root, params, self.writers[index], pace, self._releases)
 
     def _kv_bytes(self) -> int:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dendrite.grammar.limits import GrammarLimits
 from dendrite.search.backend import Backend
-from serve_apps.decoding import Pacer, Releases
+from serve_apps.decoding import Pace, Releases
 from serve_apps.errors import HttpError
 from serve_apps.idempotency import Replays
 from serve_apps.ledger import Accounts
@@ -33,8 +33,6 @@ class ServeSettings(BaseModel):
     """Most choices of one request, over all of its prompts."""
     span_seconds: Annotated[float, Field(gt=0.0)] = 0.1
     """How often a stream brings something new."""
-    chunks_per_second: Annotated[float, Field(gt=0.0)] = 600.0
-    """How often all streams of a process together do, about: with many each does less often."""
     keep_searches_s: Annotated[float, Field(gt=0.0)] = 900.0
     """How long a search, with its trace, can be looked at after its end."""
     keep_answers_s: Annotated[float, Field(gt=0.0)] = 3_600.0
@@ -70,11 +68,15 @@ class Services:
     trees: Trees
     searches: Searches
     replays: Replays
-    pacer: Pacer
     settings: ServeSettings = field(default_factory=ServeSettings)
     metrics: Metrics = field(default_factory=Metrics)
     kv_bytes_per_token: int = 0
     """0 where the backend does not tell."""
+
+    @property
+    def pace(self) -> Pace:
+        """How long the spans of a stream are."""
+        return Pace(self.settings.span_seconds)
 
 
 async def _services(request: Request) -> Services:

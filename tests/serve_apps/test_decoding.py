@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dendrite.config import SamplingParams
 from dendrite.engine.async_engine import AsyncEngine
 from dendrite.engine.engine import Engine
-from serve_apps.decoding import Pace, Pacer, Releases, choice_seed, spans, write
+from serve_apps.decoding import Pace, Releases, choice_seed, spans, write
 from serve_apps.merging import merged
 from serve_apps.text import TextCodec
 from serve_apps.writer import TextWriter
@@ -41,14 +41,6 @@ def test_spans_grow_at_most_twofold_and_within_bounds(tokens: int, took_s: float
     assert 1 <= following <= min(2 * tokens, 64)
     if following > 8:
         assert following * took_s / tokens <= 0.1 * (1 + 1e-9)
-
-
-def test_streams_bring_something_new_less_often_the_more_there_are() -> None:
-    pacer = Pacer(seconds=0.1, chunks_per_s=100.0)
-    with pacer.streams(1) as alone, pacer.streams(49) as crowded:
-        assert (alone.seconds, crowded.seconds) == (0.1, 0.5)
-    with pacer.streams(2) as again:
-        assert again.seconds == 0.1
 
 
 @given(st.integers(0, 2**63 - 1))
