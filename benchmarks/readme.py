@@ -212,6 +212,7 @@ def serve_block() -> str:
         "engine_ratio": "HTTP ÷ engine",
         "first_token_p50_ms": "time to the first token, median, ms",
         "first_token_p99_ms": "the same, 99th percentile, ms",
+        "between_chunks_p50_ms": "from one chunk of a stream to its next, median, ms",
         "requests": "requests",
         "errors": "errors",
         "pages_left": "KV pages held afterwards",

@@ -3,7 +3,7 @@
 *Over HTTP.* A server in a process of its own, on Ray Serve with one model worker or (`--local`) without Ray. Each of
 200 connections asks for a streamed completion of 32 tokens of one of 50 Countdown prompts, reads it to the end, and
 asks again. The time to the first token runs from the request's last byte to the first chunk with text; the more streams
-there are, the more tokens the next chunks bring, and the time between them is measured too. An answer that
+there are, the more tokens the next chunks bring, so the time between chunks is told too. An answer that
 is not a stream of the whole completion is an error; at the end the server's pages must be back to zero.
 
 *The engine's own rate.* The same work by calls of an engine in this process: 200 callers, each of whom prefills a
