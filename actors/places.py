@@ -61,13 +61,13 @@ class Places:
         self._asking |= ahead > 0
         try:
             workers: list[int] = await self._calls.ask_manager(lambda: self._manager.place.remote(trees))
+            for worker in set(workers):
+                await self._calls.meet(worker)
         except BaseException:
             self._manager.unplace.remote(trees)
             raise
         finally:
             self._asking &= not ahead
-        for worker in set(workers):
-            await self._calls.meet(worker)
         first, *others = map(Place, trees, workers)
         until = self._clock() + _FRESH_S
         self._stock.extend((until, place) for place in others)
