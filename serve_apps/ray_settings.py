@@ -16,7 +16,9 @@ DIRECT = {
 By default a process written in Python takes every request and every part of its answer, and sends it on as a message
 of Ray, which costs more than all that an ingress does. All processes of Serve have to agree on these settings, so that
 a Ray cluster that runs already has to be started with them. That HAProxy writes a line for each request, for metrics of
-its own, is off. The last setting stands last among Serve's defaults for HAProxy, so that lines can be added to them: with
+its own, is off.
+
+The last setting stands last among Serve's defaults for HAProxy, so that lines can be added to them: with
 `splice-request`, which Serve sets, HAProxy 2.8 mostly fails to notice that a client has gone before it is answered.
 """
 
