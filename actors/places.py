@@ -29,7 +29,7 @@ class Places:
         self._calls, self._manager, self._clock = calls, calls.manager, clock
         self._taken: deque[float] = deque()
         self._stock: deque[tuple[float, Place]] = deque()
-        self._asking = False
+        self._stocking = False
 
     async def take(self) -> Place:
         """A tree's id and the worker that the tree manager has chosen for it, which the fleet knows.
@@ -48,26 +48,28 @@ class Places:
                 return place
             stale.append(place.tree)
         if stale:
-            self._manager.unplace.remote(stale)
+            self.give_back(*stale)
         return await self._ask()
 
-    def give_back(self, tree: int) -> None:
-        """Nothing has come of a place, or the tree is made elsewhere."""
-        self._manager.unplace.remote([tree])
+    def give_back(self, *trees: int) -> None:
+        """Nothing has come of the places of these trees, or they are made elsewhere."""
+        self._manager.unplace.remote(trees)
 
     async def _ask(self) -> Place:
-        ahead = 0 if self._asking else len(self._taken) // _ASKS_PER_S
+        ahead = 0 if self._stocking else len(self._taken) // _ASKS_PER_S
         trees = [self._calls.new_id() for _ in range(1 + ahead)]
-        self._asking |= ahead > 0
+        if ahead:
+            self._stocking = True
         try:
             workers: list[int] = await self._calls.ask_manager(lambda: self._manager.place.remote(trees))
             for worker in set(workers):
                 await self._calls.meet(worker)
         except BaseException:
-            self._manager.unplace.remote(trees)
+            self.give_back(*trees)
             raise
         finally:
-            self._asking &= not ahead
+            if ahead:
+                self._stocking = False
         first, *others = map(Place, trees, workers)
         until = self._clock() + _FRESH_S
         self._stock.extend((until, place) for place in others)

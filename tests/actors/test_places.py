@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from actors.deltas import NO_EVENTS, Batch, Load, Status
 from actors.fleet import Fleet
 from actors.places import Place, Places
 from actors.refs import lease_of
@@ -16,7 +15,7 @@ from actors.tree_manager import TreeManager
 from actors.worker_calls import WorkerCalls
 from dendrite.errors import LeaseExpired
 from tests.actors.in_process import LocalHandle
-from tests.actors.test_tree_manager_in_process import NONE, Worker
+from tests.actors.test_tree_manager_in_process import Worker, introduce
 
 WORKERS = 4
 
@@ -59,8 +58,7 @@ class Client(Places):
 async def client() -> Client:
     manager = Manager()
     for worker in range(WORKERS):
-        status = Status(Load(0, 0), False, NONE, NONE, NONE)
-        await manager.report(Batch(worker, 0, None, 0, (NO_EVENTS,), status), LocalHandle(Worker()))
+        await introduce(manager, worker, Worker())
     return Client(manager, (await manager.open_lease()).id)
 
 

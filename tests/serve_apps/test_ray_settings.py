@@ -25,8 +25,9 @@ def test_without_haproxy_nothing_is_settled(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment == {}
 
 
-def test_the_cluster_file_starts_ray_with_the_same_settings() -> None:
-    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+@pytest.mark.parametrize("file", ["cluster.yaml", "examples/cluster-on-premise.yaml"])
+def test_the_cluster_file_starts_ray_with_the_same_settings(file: str) -> None:
+    commands = yaml.safe_load((ROOT / file).read_text())
     for start in (*commands["head_start_ray_commands"], *commands["worker_start_ray_commands"]):
         if "ray start" in start:
             script = f"ray() {{ env -0; }}\n{start.split('&&')[-1]}"
