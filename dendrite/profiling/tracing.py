@@ -22,7 +22,11 @@ _PREFIX = "dendrite."
 
 @dataclass(frozen=True, slots=True)
 class OperatorTime:
-    """One kernel, or on the CPU one operator without those it calls, over the traced steps of a kind."""
+    """One kernel, or on the CPU one operator without those it calls, over the traced steps of a kind.
+
+    A kernel that is launched early waits on the device for the one before it. That wait counts for the other alone, so
+    the kernels' times sum to the time in which the device is busy.
+    """
 
     name: str
     kind: Kind
@@ -126,13 +130,34 @@ def _operators(events: Sequence[Any], kinds: Sequence[Kind | None], device: torc
         event.time_range.start for event in events if event.name == STEP_RANGE and event.device_type.name == "CPU"
     )
     spent: dict[tuple[str, Kind], list[float]] = defaultdict(list)
-    for event in events:
-        if event.device_type.name != wanted or event.name.startswith(_PREFIX):
-            continue
+    wanted_events = [
+        event for event in events if event.device_type.name == wanted and not event.name.startswith(_PREFIX)
+    ]
+    if on_cuda:
+        own = added([(event.time_range.start, event.time_range.end) for event in wanted_events])
+    else:
+        own = [event.self_cpu_time_total for event in wanted_events]
+    for event, us in zip(wanted_events, own, strict=True):
         at = bisect.bisect_right(begins, event.time_range.start) - 1
         kind = kinds[at] if 0 <= at < len(kinds) else None
         if kind is not None:
-            own = event.self_device_time_total if on_cuda else event.self_cpu_time_total
-            spent[event.name, kind].append(own)
+            spent[event.name, kind].append(us)
     found = [OperatorTime(name, kind, sum(times), len(times)) for (name, kind), times in spent.items()]
     return sorted(found, key=lambda row: -row.us)
+
+
+def added(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """What each span (start, end) adds to the time that those of earlier starts cover; they sum to all that is covered.
+
+    ::
+
+        ----------            adds 10
+          ----                adds 0
+              --------        adds 4
+    """
+    found, covered = [0.0] * len(spans), float("-inf")
+    for at in sorted(range(len(spans)), key=lambda at: spans[at]):
+        start, end = spans[at]
+        found[at] = max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return found

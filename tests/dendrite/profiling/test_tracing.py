@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dendrite.config import EngineConfig
 from dendrite.engine.engine import Engine
 from dendrite.model.decoder import Decoder
-from dendrite.profiling.tracing import STEP_RANGE, trace
+from dendrite.profiling.tracing import STEP_RANGE, added, trace
 from tests.tiny_config import TINY
 
 CPU = torch.device("cpu")
@@ -82,3 +84,14 @@ def test_work_that_fails_ends_the_profile(engine: Engine) -> None:
     with pytest.raises(ValueError, match="own"):
         trace(fail, engine.set_clock, CPU, most_steps=100, path=None)
     assert trace(lambda: generate(engine), engine.set_clock, CPU, most_steps=1, path=None).steps
+
+
+def test_a_kernel_that_waits_for_the_one_before_counts_from_its_end() -> None:
+    assert added([(0, 10), (6, 14), (2, 6), (20, 21)]) == [10, 4, 0, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=12))
+def test_what_kernels_add_sums_to_the_time_in_which_any_runs(spans: list[tuple[int, int]]) -> None:
+    ends = [(start, start + length) for start, length in spans]
+    covered = {tick for start, end in ends for tick in range(start, end)}
+    assert sum(added(ends)) == len(covered)
