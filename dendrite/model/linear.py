@@ -11,13 +11,18 @@ from dendrite.quant.weights import Scales
 
 # oneDNN picks the blocks of a packed weight for a number of rows; a decode step of a search has tens.
 _PACKED_FOR_ROWS = 32
+# Rows are rounded up to multiples: (up to so many rows, of so much). oneDNN compiles a product for each number of rows
+# and keeps a thousand of them: half a megabyte and a millisecond each, of which a model of one width has four or five.
+_STEPS = ((16, 1), (32, 4), (256, 8), (512, 16))
+_STEP_BEYOND = 64
 
 
 class Linear:
     """y = x Wᵀ + b.
 
     On the CPU, PyTorch's product rearranges the weight at every call. Here it is rearranged once, by oneDNN, which
-    halves the time of the small batches that a decode step is made of. The layout is opaque, so the weight cannot be
+    halves the time of the small batches that a decode step is made of. Its kernels are compiled for a number of rows,
+    so rows of zeros are added up to one of few numbers (`padded_rows`). The layout is opaque, so the weight cannot be
     read back; `pack=False` keeps it as given, for a weight that something else uses too.
     """
 
@@ -70,10 +75,13 @@ class Linear:
     def __call__(self, inputs: Tensor) -> Tensor:
         """[T, in] to [T, out], of the weight's type."""
         if self._packed:
+            rows = inputs.shape[0]
+            more = padded_rows(rows) - rows
+            padded = F.pad(inputs, (0, 0, 0, more)) if more else inputs
             product: Tensor = torch.ops.mkldnn._linear_pointwise.default(
-                inputs, self._weight, self._bias, "none", [], ""
+                padded, self._weight, self._bias, "none", [], ""
             )
-            return product
+            return product[:rows]
         return F.linear(inputs, self._weight, self._bias)
 
     def into(self, inputs: Tensor, out: Tensor) -> None:
@@ -82,6 +90,12 @@ class Linear:
             torch.mm(inputs, self.weight.t(), out=out)
         else:
             torch.addmm(self._bias, inputs, self.weight.t(), out=out)
+
+
+def padded_rows(rows: int) -> int:
+    """With how many rows a packed product of so many is computed: at most 64 more, and at most a quarter more."""
+    step = next((step for most, step in _STEPS if rows <= most), _STEP_BEYOND)
+    return -(-rows // step) * step
 
 
 def _can_pack(weight: Tensor) -> bool:
