@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from actors import cores
 from actors.admission import MAX_CALLS, Admission
 from actors.calls import RunningCalls
 from actors.deltas import Batch, Load
@@ -91,6 +92,7 @@ class ModelWorker:
         await self._outbox.flush()
 
     def _start(self) -> None:
+        cores.take()
         import torch  # here and below: a process that only names this class should not load torch
 
         from dendrite.engine.async_engine import AsyncEngine

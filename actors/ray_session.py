@@ -10,6 +10,7 @@ import socket
 import ray
 from ray._private.services import get_ray_address_from_environment
 
+from actors import cores
 from dendrite.errors import ClusterError
 from dendrite.interrupts import interrupts_held
 
@@ -20,19 +21,22 @@ _ANSWERS_WITHIN_S = 5.0
 class RaySession:
     """A connection to Ray. `close` ends what it began: the connection, and the Ray that it started, if it did."""
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, *, worker_cores: int = 0) -> None:
         """Connect.
 
         Args:
             address: "local" starts a new Ray on this machine; any other is "host:port" of a running one, or "auto" to
                 find it. None takes the connection this process has, else the cluster that RAY_ADDRESS names, else
                 the one that `ray start` began on this machine, else starts one.
+            worker_cores: cores of this machine to set apart for model workers (`actors.cores`), if this starts a Ray;
+                `confine` keeps the others off them.
 
         Raises:
             ClusterError: there is no Ray at the address.
         """
         self._connected = False
         self._environment = contextlib.ExitStack()
+        self._cores: frozenset[int] = frozenset()
         if address is None and ray.is_initialized():
             return
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
@@ -40,7 +44,7 @@ class RaySession:
             found = _running_ray(address)
             with interrupts_held():  # a Ray that has started by half would not be ended
                 if found is None:
-                    self._start()
+                    self._start(cores.choose(worker_cores))
                 else:
                     ray.init(found, log_to_driver=False, logging_level=logging.ERROR)
                 self._connected = True
@@ -51,6 +55,14 @@ class RaySession:
             self.close()
             raise
 
+    def confine(self) -> None:
+        """Keep all that this Ray has started, but for model workers, off the cores that are set apart for these.
+
+        To be called once they have started: together they start faster on all cores.
+        """
+        if self._cores:
+            cores.confine(self._cores)
+
     def close(self) -> None:
         """End the connection, and with it a Ray that was started for it. Idempotent."""
         if self._connected:
@@ -58,11 +70,13 @@ class RaySession:
             ray.shutdown()
         self._environment.close()
 
-    def _start(self) -> None:
+    def _start(self, apart: frozenset[int]) -> None:
         # A Ray for this process alone needs no password, so that none is written to the home folder.
         if "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_MODE"] = "disabled"
-            self._environment.callback(os.environ.pop, "RAY_AUTH_MODE", None)
+            self._set("RAY_AUTH_MODE", "disabled")
+        if apart:
+            self._cores = apart
+            self._set(cores.VARIABLE, cores.written(apart))
         ray.init(
             "local",
             include_dashboard=False,
@@ -70,6 +84,15 @@ class RaySession:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+    def _set(self, variable: str, value: str) -> None:
+        """Set a variable of the environment until this ends."""
+        before = os.environ.get(variable)
+        os.environ[variable] = value
+        if before is None:
+            self._environment.callback(os.environ.pop, variable, None)
+        else:
+            self._environment.callback(os.environ.__setitem__, variable, before)
 
 
 def _running_ray(address: str | None) -> str | None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.cluster_client import ClusterClient
-from benchmarks.process_memory import Memory, family, memory, ray_role
+from actors.processes import family
+from benchmarks.process_memory import Memory, memory, ray_role
 from benchmarks.trend import Trend, theil_sen
 
 _OURS = {

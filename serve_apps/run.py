@@ -110,7 +110,7 @@ def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
     from serve_apps.app import build
 
     application = build(args)
-    session = RaySession()
+    session = RaySession(worker_cores=_worker_cores(args))
     began = False
     try:
         if serve.status().proxies:
@@ -119,6 +119,7 @@ def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
         with _ended_by_signals():
             serve.start(http_options={"host": host, "port": port})
             serve.run(application, name=_NAME)
+            session.confine()
             _announce(host, port)
             threading.Event().wait()
     finally:
@@ -126,6 +127,20 @@ def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
             serve.delete(_NAME)  # after the requests under way, which `shutdown` would cut off
             serve.shutdown()  # type: ignore[no-untyped-call]
         session.close()
+
+
+def _worker_cores(args: ServeArgs) -> int:
+    """The cores that all workers reserve on this machine; 0 where they compute on GPUs."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    from serve_apps.desk import cpus_each
+
+    if args.engine.device != "cpu":
+        manager = get_accelerator_manager_for_resource("GPU")
+        if args.engine.device == "cuda" or (manager and manager.get_current_node_num_accelerators()):
+            return 0
+    each = args.cpus_per_worker or cpus_each(os.cpu_count() or 1, args.workers) or 0
+    return each * args.workers * args.engine.tensor_parallel
 
 
 @contextlib.contextmanager

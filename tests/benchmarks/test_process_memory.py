@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks.process_memory import family, memory, ray_role
+from actors.processes import family
+from benchmarks.process_memory import memory, ray_role
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 

@@ -1,4 +1,4 @@
-"""`dendrite serve --local`, as a shell runs it."""
+"""`dendrite serve`, as a shell runs it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from actors.processes import family
+from benchmarks.process_memory import ray_role
 from dendrite.commands import serve
 from dendrite.errors import ServerError
 from serve_apps.run import run
 from tests.serve_apps.serving import PROMPT, Served
 
 ROOT = Path(__file__).parents[2]
-START = (
-    "from serve_apps.run import run; run(model='countdown', workers=1, local=True, host='127.0.0.1', port=0, keys=None)"
-)
+START = """
+from serve_apps.run import run
+run(model="countdown", workers=1, local={local}, host="127.0.0.1", port=0, keys=None)
+"""
 
 
-def test_a_local_server_serves_until_it_is_interrupted() -> None:
+@pytest.mark.parametrize("local", [True, False])
+def test_a_server_serves_until_it_is_interrupted(local: bool) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", START],
+        [sys.executable, "-c", START.format(local=local)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -39,12 +43,23 @@ def test_a_local_server_serves_until_it_is_interrupted() -> None:
         with httpx.Client(base_url=url, timeout=60.0) as client:
             body = {"model": "countdown", "prompt": PROMPT, "max_tokens": 4}
             assert client.post("/v1/completions", json=body).status_code == 200
+        if not local and hasattr(os, "sched_getaffinity"):
+            check_cores(process.pid)
         process.send_signal(signal.SIGINT)
-        _, complaints = process.communicate(timeout=60.0)
+        _, complaints = process.communicate(timeout=120.0)
     finally:
         process.kill()
     assert process.returncode == 0, complaints
     assert "Traceback" not in complaints
+
+
+def check_cores(server: int) -> None:
+    """The model worker has cores of its own, if the machine has two."""
+    allowed = {(ray_role(each) or "", frozenset(os.sched_getaffinity(each))) for each in family(server)}
+    [workers] = {cores for role, cores in allowed if role == "ModelWorker"}
+    others = frozenset[int]().union(*(cores for role, cores in allowed if role != "ModelWorker"))
+    assert workers | others == os.sched_getaffinity(0)
+    assert not workers & others or len(workers | others) == 1
 
 
 def test_a_taken_port_is_said(served: Served) -> None:
