@@ -1,9 +1,9 @@
-"""Cores of a machine that model workers have to themselves, where Dendrite has started Ray on it.
+"""Cores of a machine that model workers keep to, where Dendrite has started Ray on it.
 
 An engine on the CPU computes all the time, and what serves it (HTTP processes, the tree manager, Ray's own) wakes for a
-moment, a thousand times a second. The system lets what wakes take the engine's core, though others are idle, and it may
-take it from a thread that holds the interpreter's lock. So workers keep to some cores, and all others to the rest.
-Linux only; elsewhere nothing is set apart.
+moment, a thousand times a second. Then the system moves threads from core to core, and stops the engine for another
+though a core is idle. A worker that stays on cores of its own leaves the others to the rest, which go where there is
+room. Linux only; elsewhere nothing is set apart.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-
-from actors.processes import family, threads
+from pathlib import Path
 
 VARIABLE = "DENDRITE_WORKER_CORES"
 """In the environment of all that this Ray starts: the workers' cores, such as "0,1,2"."""
@@ -34,23 +33,9 @@ def written(cores: Iterable[int]) -> str:
 def take() -> None:
     """Have this process, which is a model worker, and all that it starts keep to the workers' cores, if there are."""
     named = os.environ.get(VARIABLE)
-    if named:
-        _keep(os.getpid(), frozenset(map(int, named.split(","))))
-
-
-def confine(workers: frozenset[int]) -> None:
-    """Have this process and its descendants, but for model workers and what these have started, keep off their cores.
-
-    Also what the processes start later, but for workers.
-    """
-    for process in family():
-        with contextlib.suppress(OSError):  # it has ended
-            has = os.sched_getaffinity(process)
-            if not has <= workers:
-                _keep(process, has - workers)
-
-
-def _keep(process: int, cores: frozenset[int] | set[int]) -> None:
-    for thread in threads(process):
+    if not named:
+        return
+    cores = set(map(int, named.split(",")))
+    for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it has ended
-            os.sched_setaffinity(thread, cores)
+            os.sched_setaffinity(int(thread.name), cores)

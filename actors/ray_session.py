@@ -28,15 +28,13 @@ class RaySession:
             address: "local" starts a new Ray on this machine; any other is "host:port" of a running one, or "auto" to
                 find it. None takes the connection this process has, else the cluster that RAY_ADDRESS names, else
                 the one that `ray start` began on this machine, else starts one.
-            worker_cores: cores of this machine to set apart for model workers (`actors.cores`), if this starts a Ray;
-                `confine` keeps the others off them.
+            worker_cores: cores of this machine that model workers keep to (`actors.cores`), if this starts a Ray.
 
         Raises:
             ClusterError: there is no Ray at the address.
         """
         self._connected = False
         self._environment = contextlib.ExitStack()
-        self._cores: frozenset[int] = frozenset()
         if address is None and ray.is_initialized():
             return
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
@@ -55,14 +53,6 @@ class RaySession:
             self.close()
             raise
 
-    def confine(self) -> None:
-        """Keep all that this Ray has started, but for model workers, off the cores that are set apart for these.
-
-        To be called once they have started: together they start faster on all cores.
-        """
-        if self._cores:
-            cores.confine(self._cores)
-
     def close(self) -> None:
         """End the connection, and with it a Ray that was started for it. Idempotent."""
         if self._connected:
@@ -75,7 +65,6 @@ class RaySession:
         if "RAY_AUTH_MODE" not in os.environ:
             self._set("RAY_AUTH_MODE", "disabled")
         if apart:
-            self._cores = apart
             self._set(cores.VARIABLE, cores.written(apart))
         ray.init(
             "local",

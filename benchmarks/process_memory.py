@@ -1,7 +1,8 @@
-"""The memory of processes, by Linux's /proc."""
+"""The memory of this process and of all that it has started, by Linux's /proc."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,18 @@ class Memory:
 
     resident: float
     private: float
+
+
+def family(root: int | None = None) -> list[int]:
+    """The ids of a process (this one if None) and of all its living descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (parent := _parent(entry)) is not None:
+            parents.setdefault(parent, []).append(int(entry.name))
+    found = [root if root is not None else os.getpid()]
+    for process in found:  # grows while it is walked
+        found += sorted(parents.get(process, ()))
+    return found
 
 
 def memory(process: int) -> Memory | None:
@@ -47,3 +60,10 @@ def ray_role(process: int) -> str | None:
         return None if title[1] == "IDLE" else title[1]
     program = command.rpartition("/")[2]
     return program if program in ("raylet", "gcs_server") else None
+
+
+def _parent(entry: Path) -> int | None:
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])  # after the name: state, parent
+    except OSError:
+        return None

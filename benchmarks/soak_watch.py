@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.cluster_client import ClusterClient
-from actors.processes import family
-from benchmarks.process_memory import Memory, memory, ray_role
+from benchmarks.process_memory import Memory, family, memory, ray_role
 from benchmarks.trend import Trend, theil_sen
 
 _OURS = {

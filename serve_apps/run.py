@@ -119,7 +119,6 @@ def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
         with _ended_by_signals():
             serve.start(http_options={"host": host, "port": port})
             serve.run(application, name=_NAME)
-            session.confine()
             _announce(host, port)
             threading.Event().wait()
     finally:

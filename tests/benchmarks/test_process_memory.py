@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from actors.processes import family
-from benchmarks.process_memory import memory, ray_role
+from benchmarks.process_memory import family, memory, ray_role
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
 
