@@ -93,7 +93,7 @@ class Linear:
 
 
 def padded_rows(rows: int) -> int:
-    """With how many rows a packed product of so many is computed: at most 64 more, and at most a quarter more."""
+    """With how many rows a packed product of so many is computed: at most 63 more, and at most a quarter more."""
     step = next((step for most, step in _STEPS if rows <= most), _STEP_BEYOND)
     return -(-rows // step) * step
 
