@@ -21,7 +21,7 @@ _log = logging.getLogger("dendrite.cluster")
 
 MAX_EVENTS = 256
 """Events that are packed at once, without waiting for more."""
-MAX_DELAY_S = 0.05
+MAX_DELAY_S = 0.005
 """How long an event waits for others to share its pack."""
 MAX_QUEUED = 65_536
 """Events that wait for a shard that does not answer. Over that they are dropped, and a report takes their place."""

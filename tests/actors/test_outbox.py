@@ -146,7 +146,6 @@ async def test_a_restarted_shard_is_told_everything(ends: Ends) -> None:
 
 async def test_what_waits_for_a_shard_is_bounded(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.outbox, "MAX_QUEUED", 50)
-    monkeypatch.setattr(actors.outbox, "MAX_DELAY_S", 0.005)  # packs of the 20 events that come at once
     [line] = ends.lines
     line.answers.clear()
     for first in range(0, 200, 20):
