@@ -92,7 +92,7 @@ class ModelWorker:
         await self._outbox.flush()
 
     def _start(self) -> None:
-        cores.take()
+        cores.take()  # first: torch's threads are to be there too
         import torch  # here and below: a process that only names this class should not load torch
 
         from dendrite.engine.async_engine import AsyncEngine

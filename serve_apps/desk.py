@@ -92,7 +92,7 @@ class Desk:
         # On threads: loading a model takes longer than Serve's health checks are patient.
         codec = await asyncio.to_thread(TextCodec.load, args.model)
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        cpus = args.cpus_per_worker or cpus_each(free.get("CPU", 0.0), args.workers)
+        cpus = cpus_per_worker(args, free.get("CPU", 0.0))
         connect = functools.partial(actors.connect, config=args.engine, cpus_per_worker=cpus)
         async with AsyncExitStack() as stack:  # a start that fails is made again, and must leave no cluster
             cluster = await asyncio.to_thread(connect, args.model, args.workers)
@@ -100,6 +100,11 @@ class Desk:
             local = local_services(cluster, codec, self._keys, args.settings)
             self._services = await stack.enter_async_context(local)
             self._cluster, self._stack = cluster, stack.pop_all()
+
+
+def cpus_per_worker(args: ServeArgs, free: float) -> int | None:
+    """CPUs that each worker reserves of so many free ones; None leaves it to the cluster."""
+    return args.cpus_per_worker or cpus_each(free, args.workers)
 
 
 def cpus_each(free: float, workers: int) -> int | None:

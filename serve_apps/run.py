@@ -132,13 +132,13 @@ def _worker_cores(args: ServeArgs) -> int:
     """The cores that all workers reserve on this machine; 0 where they compute on GPUs."""
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
-    from serve_apps.desk import cpus_each
+    from serve_apps.desk import cpus_per_worker
 
     if args.engine.device != "cpu":
         manager = get_accelerator_manager_for_resource("GPU")
         if args.engine.device == "cuda" or (manager and manager.get_current_node_num_accelerators()):
             return 0
-    each = args.cpus_per_worker or cpus_each(os.cpu_count() or 1, args.workers) or 0
+    each = cpus_per_worker(args, os.cpu_count() or 1) or 0
     return each * args.workers * args.engine.tensor_parallel
 
 
