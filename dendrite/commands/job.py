@@ -66,7 +66,7 @@ def run(
     kv_mib: options.KvMib = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the searches, and of drawn problems.")] = 0,
     model: options.Model = "countdown",
-    workers: options.Workers = 2,
+    workers: options.Workers = None,
     local: options.Local = False,
     concurrency: options.Concurrency = 8,
     attempts: Annotated[int, typer.Option(min=1, max=1_000, help="Tries before a problem counts as failed.")] = 3,
@@ -101,7 +101,7 @@ def run(
         traces=_absolute(traces),
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         attempts=attempts,
-        workers=workers,
+        workers=options.worker_count(workers, local),
         local=local,
         concurrency=concurrency,
         sort=sort,
@@ -125,6 +125,7 @@ def resume(
     others = {"workers": workers, "local": local, "concurrency": concurrency, "attempts": attempts, "sort": sort}
     given = {name: value for name, value in others.items() if value is not None}
     begun = JobManifest.read(out)
+    options.worker_count(workers, begun.arguments.local if local is None else local)
     if begun.version != dendrite.__version__:
         typer.echo(f"begun with Dendrite {begun.version}, and going on with {dendrite.__version__}", err=True)
     _work(out, begun.arguments.model_copy(update=given), retry_failed=retry_failed, as_json=as_json)

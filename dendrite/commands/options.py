@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias, get_args
 
 import typer
 
+from dendrite.errors import InvalidArgument
 from dendrite.quant.scheme import QuantizeMode
 from dendrite.search.run import ALGORITHMS
 from dendrite.search.tasks.kinds import KINDS
@@ -31,7 +32,9 @@ Expansions: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Most exp
 RewardCalls: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Most texts that a judge is asked about.")]
 KvMib: TypeAlias = Annotated[float | None, typer.Option(help="Most KV that a problem's tree may hold, in MiB.")]
 Model: TypeAlias = Annotated[str, typer.Option(help="A packaged model, or the path of a Hugging Face folder.")]
-Workers: TypeAlias = Annotated[int, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster.")]
+Workers: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster; 2 by default.")
+]
 Local: TypeAlias = Annotated[bool, typer.Option("--local", help="Use one engine in this process, without Ray.")]
 Concurrency: TypeAlias = Annotated[int, typer.Option(min=1, max=4_096, help="Problems at a time.")]
 JsonSchemaFile: TypeAlias = Annotated[
@@ -44,3 +47,14 @@ Quantize: TypeAlias = Annotated[
     str | None, typer.Option(help=f"8-bit products: {', '.join(get_args(QuantizeMode))}; as stored by default.")
 ]
 KvDtype: TypeAlias = Annotated[str, typer.Option(help="Type of keys and values: auto or fp8.")]
+
+
+def worker_count(workers: int | None, local: bool, default: int = 2) -> int:
+    """How many model workers are asked for.
+
+    Raises:
+        InvalidArgument: some number is, where none are used.
+    """
+    if workers is not None and local:
+        raise InvalidArgument("workers", workers, "cannot be given with --local, which uses one engine in this process")
+    return default if workers is None else workers

@@ -30,7 +30,7 @@ def search(
     reward_calls: options.RewardCalls = None,
     kv_mib: options.KvMib = None,
     model: options.Model = "countdown",
-    workers: options.Workers = 2,
+    workers: options.Workers = None,
     local: options.Local = False,
     concurrency: options.Concurrency = 8,
     json_schema: options.JsonSchemaFile = None,
@@ -51,6 +51,7 @@ def search(
     The Python file judges texts: `reward(prompt, text)` gives a number from 0 to 1. A line of the prompts' file has a
     `prompt`, and the other fields that the function has parameters for. With --json-schema, texts are JSON documents.
     """
+    place = Place(model, options.worker_count(workers, local), local)
     tasks = load_problems(prompts, task, None, seed).tasks
     if json_schema is not None:
         grammar = load_schema(json_schema)
@@ -62,4 +63,4 @@ def search(
         raise InvalidArgument("resume", resume, "needs the folder of --traces to go on from")
     budget = parse_budget(budget_tokens, seconds, expansions, reward_calls, kv_mib)
     job = Job(tasks, algorithm, budget, seed, concurrency, settings, source, oracle, traces, resume)
-    run_job(job, Place(model, workers, local), out, kind="search", title=Path(task).stem, as_json=as_json)
+    run_job(job, place, out, kind="search", title=Path(task).stem, as_json=as_json)

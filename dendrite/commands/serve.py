@@ -11,6 +11,7 @@ import typer
 from dendrite.commands import options
 from dendrite.errors import MissingDependency
 
+Workers = Annotated[int | None, typer.Option(min=1, max=1_024, help="Model workers on the Ray cluster; 1 by default.")]
 Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen at; 0 is any free one.")]
 Keys = Annotated[Path | None, typer.Option(help="JSON file with the API keys' hashes; without it nobody is asked.")]
@@ -18,7 +19,7 @@ Keys = Annotated[Path | None, typer.Option(help="JSON file with the API keys' ha
 
 def serve(
     model: options.Model = "countdown",
-    workers: options.Workers = 1,
+    workers: Workers = None,
     local: options.Local = False,
     host: Host = "127.0.0.1",
     port: Port = 8_000,
@@ -28,7 +29,8 @@ def serve(
 
     It runs on Ray Serve: on the Ray cluster that RAY_ADDRESS or `ray start` names, else on one started for it.
     """
-    _server()(model=model, workers=workers, local=local, host=host, port=port, keys=keys)
+    count = options.worker_count(workers, local, default=1)
+    _server()(model=model, workers=count, local=local, host=host, port=port, keys=keys)
 
 
 def _server() -> Any:

@@ -26,7 +26,7 @@ def solve(
     target: Annotated[int | None, typer.Option(help="One Countdown problem: its target.")] = None,
     algorithm: options.AlgorithmName = "mcts",
     model: options.Model = "countdown",
-    workers: options.Workers = 2,
+    workers: options.Workers = None,
     local: options.Local = False,
     budget_tokens: options.BudgetTokens = None,
     seconds: options.Seconds = None,
@@ -42,12 +42,13 @@ def solve(
 
     Searches run on a Ray cluster: the one that RAY_ADDRESS or `ray start` names, else one started for this run.
     """
+    place = Place(model, options.worker_count(workers, local), local)
     tasks = _tasks(task, problem_count, numbers, target, seed)
     budget = parse_budget(budget_tokens, seconds, None, None, None)
     settings = {} if in_flight is None else {"in_flight": in_flight}
     parse_algorithm(algorithm, settings)
     job = Job(tasks, algorithm, budget, seed, concurrency, settings)
-    run_job(job, Place(model, workers, local), out, kind="solve", title=task, as_json=as_json)
+    run_job(job, place, out, kind="solve", title=task, as_json=as_json)
 
 
 def _tasks(kind: str, count: int, numbers: str | None, target: int | None, seed: int) -> Sequence[Task]:

@@ -103,6 +103,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     [
         (["--workers", "0"], ["--workers", "1"]),
         (["--workers", "many"], ["--workers", "integer"]),
+        (["--workers", "2", "--local"], ["workers", "2", "--local"]),
         (["--problems", "0"], ["--problems", "1"]),
         (["--concurrency", "0"], ["--concurrency", "1"]),
         (["--in-flight", "0"], ["--in-flight", "1"]),

@@ -79,3 +79,6 @@ def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> N
     result = CliRunner().invoke(app, ["serve", "--model", "m", "--port", "0", "--local"])
     assert result.exit_code == 0, result.output
     assert asked == {"model": "m", "workers": 1, "local": True, "host": "127.0.0.1", "port": 0, "keys": None}
+    refused = CliRunner().invoke(app, ["serve", "--workers", "2", "--local"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "workers=2" in refused.stderr

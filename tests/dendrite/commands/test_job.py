@@ -119,6 +119,7 @@ def test_changes_are_refused_by_name(folder: Path) -> None:
     other = run(*BEGIN, "--seed", "4")
     assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
     assert "seed=4: the job was begun with 0" in other.stderr
+    assert "workers=2: cannot be given with --local" in run("resume", "o.jsonl", "--workers", "2").stderr
     write_problems(folder, {5})
     assert "problems" in (refused := run("resume", "o.jsonl")).stderr
     assert "line 6" in refused.stderr
@@ -135,6 +136,7 @@ def test_changes_are_refused_by_name(folder: Path) -> None:
         ([*BEGIN, "--option", "sea=1"], ["sea", "no option of mcts"]),
         ([*BEGIN, "--values", "luck"], ["values", "head, rule, logprob, judge"]),
         ([*BEGIN, "--attempts", "0"], ["--attempts"]),
+        ([*BEGIN, "--workers", "2"], ["workers", "--local"]),
         ([*BEGIN, "--kv-mib", "0"], ["kv_mib"]),
         ([*BEGIN, "--checkpoint", "all"], ["--checkpoint", "searches"]),
         ([*BEGIN, "--count", "3"], ["count"]),
