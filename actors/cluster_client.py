@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ from actors.tree_manager import ManagerStats
 from actors.worker_calls import WorkerCalls
 from actors.worker_stats import WorkerHealth, WorkerStats, total
 from dendrite.config import SamplingParams
-from dendrite.errors import InvalidArgument
+from dendrite.errors import InvalidArgument, UnknownNode
 from dendrite.search.backend import BackendStats, Branch, NodeRef
 from dendrite.spans import span
 
@@ -227,10 +228,16 @@ class ClusterClient:
         """All tokens from the root to the end of `node`, as the tree manager has them on record.
 
         Raises:
-            UnknownNode: the manager has not heard of the node, or it is released and nothing held descends from it.
+            UnknownNode: it is not a node of the cluster, or it is released and nothing held descends from it.
         """
         at = self._copies.copy_of(self._known(node))
-        tokens: tuple[int, ...] = await self._calls.ask_manager(lambda: self._manager.lineage.remote(at.tree, at.node))
+        ask = functools.partial(self._manager.lineage.remote, at.tree, at.node)
+        tokens: tuple[int, ...]
+        try:
+            tokens = await self._calls.ask_manager(ask)
+        except UnknownNode:  # it may be newer than what the manager has heard
+            await self._calls.flush(at.worker)
+            tokens = await self._calls.ask_manager(ask)
         return tokens
 
     async def holders(self, node: NodeRef) -> tuple[int, ...]:

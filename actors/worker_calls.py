@@ -142,6 +142,11 @@ class WorkerCalls:
             reply = self.fleet.handle(worker).reclaim.remote(self.lease, False)
             await call(self.fleet.watch(worker, reply), worker_name(worker))
 
+    async def flush(self, worker: int) -> None:
+        """Return once the tree manager has heard of all that has happened on a worker, or that worker is lost."""
+        with contextlib.suppress(ActorLost):
+            await call(self.fleet.watch(worker, self.fleet.handle(worker).flush.remote()), worker_name(worker))
+
     # ---------------------------------------------------------------- to all workers, and to the manager
 
     def ask(self, method: str) -> list[Awaitable[Any]]:
