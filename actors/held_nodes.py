@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from dendrite.kv.path_kv import PathKv
 
 
+MOST_EXPIRED = 1_024
+"""Leases of which it is remembered that they have run out. Under one before those, a node is unknown."""
+
+
 class HeldNodes:
     """The nodes of one engine by the names that others know them by; the outbox hears of each and of its end."""
 
     def __init__(self, worker: int, engine: AsyncEngine, outbox: Outbox) -> None:
         self._worker, self._engine, self._outbox = worker, engine, outbox
         self._table = NodeTable()
-        self.expired: set[int] = set()
-        """Leases of which the holder may not know yet that they are over."""
+        self._expired: dict[int, None] = {}  # the oldest first
 
     def __len__(self) -> int:
         return len(self._table)
@@ -39,9 +42,20 @@ class HeldNodes:
         """Leases under which something is held."""
         return self._table.leases
 
+    @property
+    def expired(self) -> list[int]:
+        """Leases of which the holder may not know yet that they are over."""
+        return list(self._expired)
+
+    def expire(self, lease: int) -> None:
+        """Refuse calls under a lease from now on."""
+        self._expired[lease] = None
+        if len(self._expired) > MOST_EXPIRED:
+            del self._expired[next(iter(self._expired))]
+
     def check_lease(self, tree: int) -> None:
         """Raise `LeaseExpired` if the lease of a tree has run out."""
-        if lease_of(tree) in self.expired:
+        if lease_of(tree) in self._expired:
             raise LeaseExpired(tree)
 
     def get(self, tree: int, node: int) -> Node:

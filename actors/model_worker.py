@@ -27,7 +27,7 @@ from actors.rpc import call
 from actors.tensor_group import followers_for
 from actors.worker_stats import WorkerHealth, WorkerStats
 from dendrite.config import EngineConfig, SamplingParams
-from dendrite.errors import Cancelled, ClusterError, InvalidArgument, LeaseExpired, StaleEpoch
+from dendrite.errors import Cancelled, ClusterError, InvalidArgument, StaleEpoch
 from dendrite.limits import check_whole
 from dendrite.logs import set_up_logs_from_environment
 from dendrite.search.backend import Branch
@@ -77,7 +77,7 @@ class ModelWorker:
         methods = {method.__name__: method for method in (*lent, self.cancel, self.release)}
         self._exchange = Exchange(worker_name(index), methods)
         sends = [functools.partial(self._send, shard) for shard in range(len(self._managers))]
-        self._outbox = Outbox(index, self._epoch, sends, self._load, lambda: sorted(self._nodes.expired))
+        self._outbox = Outbox(index, self._epoch, sends, self._load, lambda: self._nodes.expired)
         self._began = time.monotonic()
         if self._epoch:
             self._start()
@@ -211,7 +211,7 @@ class ModelWorker:
         if epoch is not None and epoch < current:
             raise StaleEpoch("the tree manager", epoch, current)
         if expired:
-            self._nodes.expired.add(lease)
+            self._nodes.expire(lease)
         await self._calls.cancel_lease(lease)
         await self._nodes.close(lease)
 
@@ -268,8 +268,7 @@ class ModelWorker:
         try:
             return await self._calls.run(call_id, work)
         except Cancelled:
-            if lease_of(tree) in self._nodes.expired:
-                raise LeaseExpired(tree) from None
+            self._nodes.check_lease(tree)
             raise
         finally:
             self._admission.leave(lease, time.monotonic() - began)

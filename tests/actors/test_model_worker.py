@@ -9,10 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from actors import held_nodes
 from actors.admission import Admission
-from actors.refs import Given
+from actors.refs import Given, unique_id
 from dendrite.config import SamplingParams
-from dendrite.errors import Cancelled, InvalidArgument, LeaseExpired, Overloaded, StaleEpoch, WorkerDraining
+from dendrite.errors import (
+    Cancelled,
+    InvalidArgument,
+    LeaseExpired,
+    Overloaded,
+    StaleEpoch,
+    UnknownNode,
+    WorkerDraining,
+)
 from tests.actors.in_process import Pair, pair
 
 PROMPT = list(b"Numbers: 3 7 8 25. Target: 99.\n")
@@ -187,6 +196,16 @@ async def test_a_restarted_manager_learns_everything_from_the_worker(both: Pair)
     assert (await both.manager.stats()).leases == 0
     with pytest.raises(LeaseExpired):
         await both.manager.place([both.new_id()])
+
+
+async def test_only_the_latest_leases_that_ran_out_are_remembered(both: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_nodes, "MOST_EXPIRED", 3)
+    leases = [both.lease + count for count in range(1, 6)]
+    for lease in leases:
+        await both.worker.reclaim(lease, expired=True)
+    for lease, error in zip(leases, [UnknownNode] * 2 + [LeaseExpired] * 3, strict=True):
+        with pytest.raises(error):
+            await both.worker.expand(unique_id(lease, 1), unique_id(lease, 0), 0, 1, SHORT)
 
 
 async def test_closing_a_lease_waits_for_the_reports_after_a_restart(both: Pair) -> None:
