@@ -8,11 +8,12 @@ searches that are cancelled, completions and streams that their clients leave in
 runs out (`benchmarks.soak_cluster`, `benchmarks.soak_http`). One more keeps letting a lease of the cluster expire.
 
 Every few seconds the memory of each process is noted, and what is held. Memory is what a process has allocated for
-itself alone, so without mapped files and Ray's object store, in MB of 10^6 bytes. Its slope is that of a robust line
-over the second half of the run (`benchmarks.trend`); the first half is for caches to fill, and for that what a server
-keeps for a while after its end (searches, answers) is kept for an eighth of the run only, and all KV pages have been
-used before it begins. A process has grown where the slope's whole 95 % interval is above zero, and what the slope comes
-to within the second half above `--noise`. Ray's own processes are measured beside, but not judged.
+itself alone, so without mapped files and Ray's object store, in MB of 10^6 bytes. The same operations go on for
+`--warm-up` minutes before the run, for caches to fill, and for heaps to have held the most that is used at a time. Its
+slope is that of a robust line over the second half of the run (`benchmarks.trend`); for that what a server keeps for a
+while after its end (searches, answers) is kept for an eighth of the run only, and all KV pages have been used before it
+begins. A process has grown where the slope's whole 95 % interval is above zero, and what the slope comes to within the
+second half above `--noise`. Ray's own processes are measured beside, but not judged.
 
 `soak.unexpected` counts errors other than those that an operation is meant to come to. The exit code is 1 where there
 are such, where a process grows or is another one at the end, or where pages, nodes or leases are left.
@@ -60,6 +61,7 @@ class Plan:
     """How long, and how much at once."""
 
     minutes: float = 30.0
+    warm_up_minutes: float = 10.0
     callers: int = 8
     every_s: float = 5.0
     noise_mb: float = 2.0
@@ -112,7 +114,7 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     http = HttpOperations(place.url, tasks)
     operations = cluster.operations + http.operations
     watch = Watch(cluster.client, place.own_leases)
-    end = time.monotonic() + 60 * plan.minutes
+    end = time.monotonic() + 60 * (plan.warm_up_minutes + plan.minutes)
 
     async def caller(draws: random.Random, choices: list[Operation]) -> None:
         weights = [operation.weight for operation in choices]
@@ -144,9 +146,11 @@ async def _until_nothing_is_held(watch: Watch) -> None:
 def report(samples: list[Sample], tally: Tally, plan: Plan) -> tuple[dict[str, float], dict[str, Any], list[str]]:
     """Metrics, what they were made from, and what is wrong."""
     during, end = samples[:-1], samples[-1]
-    slopes, grown = trends(during), growing(during, plan.noise_mb)
+    warm_up_s = 60 * plan.warm_up_minutes
+    slopes, grown = trends(during, warm_up_s), growing(during, warm_up_s, plan.noise_mb)
     metrics = {
-        "soak.minutes": during[-1].seconds / 60,
+        "soak.minutes": during[-1].seconds / 60 - plan.warm_up_minutes,
+        "soak.warm_up_minutes": plan.warm_up_minutes,
         "soak.operations": float(tally.operations.total()),
         "soak.errors": float(tally.errors.total()),
         "soak.unexpected": float(tally.unexpected_count),
@@ -188,6 +192,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Random operations on a server and its cluster, for long.")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--warm-up", type=float, default=10.0, help="minutes of the same before those")
     parser.add_argument("--callers", type=int, default=8, help="operations at once")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two samples")
     parser.add_argument("--noise", type=float, default=2.0, help="MB by which memory may seem to grow in half the time")
@@ -195,15 +200,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="of the server; 0 is any free one")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
     given = parser.parse_args()
-    if given.minutes <= 0 or given.every <= 0 or given.callers < 1:
-        parser.error("--minutes and --every must be positive, --callers at least 1")
+    if given.minutes <= 0 or given.warm_up < 0 or given.every <= 0 or given.callers < 1:
+        parser.error("--minutes and --every must be positive, --warm-up not negative, --callers at least 1")
     return given
 
 
 def main() -> int:
     """Soak, print and write the result; 1 where something is wrong."""
     given = arguments()
-    plan = Plan(given.minutes, given.callers, given.every, given.noise, seed=given.seed)
+    plan = Plan(given.minutes, given.warm_up, given.callers, given.every, given.noise, seed=given.seed)
     tally = Tally()
     with server(plan, given.port or _free_port()) as place:
         samples = asyncio.run(soak(place, plan, tally))

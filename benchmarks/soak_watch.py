@@ -93,12 +93,12 @@ class Watch:
         return self._names[process]
 
 
-def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
-    """The slope of each process's memory over the second half of the samples' time, in MB an hour.
+def trends(samples: Sequence[Sample], warm_up_s: float) -> dict[str, Trend]:
+    """The slope of each process's memory over the second half of the time after the warm-up, in MB an hour.
 
     A process that there are too few samples of is left out.
     """
-    half = samples[-1].seconds / 2
+    half = (warm_up_s + samples[-1].seconds) / 2
     series: dict[str, list[tuple[float, float]]] = {}
     for sample in samples:
         for name, taken in sample.memory.items() if sample.seconds >= half else ():
@@ -106,10 +106,10 @@ def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
     return {name: theil_sen(*zip(*points, strict=True)) for name, points in series.items() if len(points) >= 3}
 
 
-def growing(samples: Sequence[Sample], noise_mb: float) -> list[str]:
-    """The processes of ours that have grown for sure, and by more than `noise_mb` in the second half of the time."""
-    hours = samples[-1].seconds / 2 / 3_600
-    found = {name: trend for name, trend in trends(samples).items() if is_ours(name)}
+def growing(samples: Sequence[Sample], warm_up_s: float, noise_mb: float) -> list[str]:
+    """The processes of ours that have grown for sure, and by more than `noise_mb` in the time of `trends`."""
+    hours = (samples[-1].seconds - warm_up_s) / 2 / 3_600
+    found = {name: trend for name, trend in trends(samples, warm_up_s).items() if is_ours(name)}
     return [name for name, trend in found.items() if trend.low > 0 and trend.slope * hours > noise_mb]
 
 

@@ -79,9 +79,9 @@ def samples(**rises: float) -> list[Sample]:
 
 def test_a_process_of_ours_that_grows_is_told() -> None:
     found = samples(worker0=40.0, worker1=0.0, raylet=40.0, driver=-10.0, search_driver0=5.0)
-    assert growing(found, noise_mb=2.0) == ["worker0", "search_driver0"]
-    assert growing(found, noise_mb=3.0) == ["worker0"]
-    assert trends(found)["raylet"].slope == pytest.approx(40.0, abs=2.0)
+    assert growing(found, 0.0, noise_mb=2.0) == ["worker0", "search_driver0"]
+    assert growing(found, 0.0, noise_mb=3.0) == ["worker0"]
+    assert trends(found, 0.0)["raylet"].slope == pytest.approx(40.0, abs=2.0)
 
 
 def test_what_has_grown_before_does_not_count() -> None:
@@ -89,7 +89,14 @@ def test_what_has_grown_before_does_not_count() -> None:
         Sample(each.seconds, {"manager0": Memory(500.0, min(each.seconds, 1_500.0))}, NOTHING)
         for each in samples(manager0=0.0)
     ]
-    assert growing(found, noise_mb=2.0) == []
+    assert growing(found, 0.0, noise_mb=2.0) == []
+
+
+def test_the_warm_up_does_not_count() -> None:
+    found = samples(manager0=60.0)
+    found[56:] = [Sample(each.seconds, {"manager0": Memory(500.0, 156.0)}, NOTHING) for each in found[56:]]
+    assert growing(found, 0.0, noise_mb=2.0) == ["manager0"]
+    assert growing(found, 60.0 * 52, noise_mb=2.0) == []
 
 
 def test_a_process_that_was_replaced_is_told() -> None:
@@ -100,7 +107,7 @@ def test_a_process_that_was_replaced_is_told() -> None:
 
 def test_a_report_says_what_is_wrong() -> None:
     good = samples(worker0=0.0, driver=0.0)
-    metrics, raw, wrong = report(good, Tally(), Plan())
+    metrics, raw, wrong = report(good, Tally(), Plan(warm_up_minutes=0.0))
     assert wrong == []
     assert metrics["soak.pages_left"] == metrics["soak.growing"] == metrics["soak.unexpected"] == 0.0
     assert set(raw["memory_mb"]["worker0"]) == {"first", "last", "end"}
@@ -108,7 +115,7 @@ def test_a_report_says_what_is_wrong() -> None:
     bad = samples(worker0=40.0, driver=0.0)
     bad[-1] = Sample(3_600.0, {**bad[-1].memory, "worker1": Memory(1.0, 1.0)}, Held(3, 0, 0, 1))
     tally = Tally(unexpected_count=2)
-    _, _, wrong = report(bad, tally, Plan())
+    _, _, wrong = report(bad, tally, Plan(warm_up_minutes=20.0))
     told = " | ".join(wrong)
     assert all(each in told for each in ("worker0 grows by 4", "worker1 was not", "2 errors", "pages=3", "leases=1"))
 
@@ -116,7 +123,19 @@ def test_a_report_says_what_is_wrong() -> None:
 @pytest.mark.slow
 def test_half_a_minute_of_it(tmp_path: Path) -> None:
     """Too short to tell whether memory is flat: caches still fill. But nothing fails, and nothing is left."""
-    command = [sys.executable, "-m", "benchmarks.soak", "--minutes", "0.6", "--every", "2", "--noise", "1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.soak",
+        "--minutes",
+        "0.6",
+        "--warm-up",
+        "0",
+        "--every",
+        "2",
+        "--noise",
+        "1000",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(
         [*command, "--port", "0", "--out", str(tmp_path)],
