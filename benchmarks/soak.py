@@ -7,13 +7,15 @@ callers each do one operation after the other, drawn at random: trees that are g
 searches that are cancelled, completions and streams that their clients leave in the middle, grammars, trees whose lease
 runs out (`benchmarks.soak_cluster`, `benchmarks.soak_http`). One more keeps letting a lease of the cluster expire.
 
-Every few seconds the memory of each process is noted, and what is held. Memory is what a process has allocated for
-itself alone, so without mapped files and Ray's object store, in MB of 10^6 bytes. The same operations go on for
-`--warm-up` minutes before the run, for caches to fill, and for heaps to have held the most that is used at a time. Its
-slope is that of a robust line over the second half of the run (`benchmarks.trend`); for that what a server keeps for a
-while after its end (searches, answers) is kept for an eighth of the run only, and all KV pages have been used before it
-begins. A process has grown where the slope's whole 95 % interval is above zero, and what the slope comes to within the
-second half above `--noise`. Ray's own processes are measured beside, but not judged.
+Every few seconds the memory of each process is noted, and what is held. Memory is what a process has for itself alone,
+so without mapped files and Ray's object store, and of that what its allocators have given out, in MB of 10^6 bytes. The
+same operations go on for `--warm-up` minutes before the run, for caches to fill. Slopes are those of robust lines over
+the second half of the run (`benchmarks.trend`); for that what a server keeps for a while after its end (searches,
+answers) is kept for an eighth of the run only, and all KV pages have been used before it begins.
+
+A process has grown where a slope's whole 95 % interval is above zero and what it comes to within the second half is
+above `--noise`; of memory, which heaps take and return in steps of several MB and keep where it is in pieces, also
+above a fiftieth of it. Ray's own processes are measured beside, but not judged.
 
 `soak.unexpected` counts errors other than those that an operation is meant to come to. The exit code is 1 where there
 are such, where a process grows or is another one at the end, or where pages, nodes or leases are left.
@@ -113,7 +115,7 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     await cluster.warm_up(random.Random(plan.seed))
     http = HttpOperations(place.url, tasks)
     operations = cluster.operations + http.operations
-    watch = Watch(cluster.client, place.own_leases)
+    watch = Watch(cluster.client, place.own_leases, [manager, *place.contacts.workers, *cluster.drivers, *_replicas()])
     end = time.monotonic() + 60 * (plan.warm_up_minutes + plan.minutes)
 
     async def caller(draws: random.Random, choices: list[Operation]) -> None:
@@ -137,6 +139,14 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     return samples
 
 
+def _replicas() -> list[Handle]:
+    """The actors of the server's deployments."""
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+    return [
+        ray.get_actor(name, namespace="serve") for name in names if name.startswith(f"SERVE_REPLICA::{_APPLICATION}#")
+    ]
+
+
 async def _until_nothing_is_held(watch: Watch) -> None:
     deadline = time.monotonic() + _SETTLED_WITHIN_S
     while not (await watch.held()).nothing and time.monotonic() < deadline:
@@ -156,14 +166,15 @@ def report(samples: list[Sample], tally: Tally, plan: Plan) -> tuple[dict[str, f
         "soak.unexpected": float(tally.unexpected_count),
         "soak.growing": float(len(grown)),
         **{f"soak.{name}_left": float(count) for name, count in asdict(end.held).items()},
-        **{f"soak.{name}.mb_h": trend.slope for name, trend in slopes.items()},
+        **{f"soak.{name}.mb_h": trend.slope for name, trend in slopes.private.items()},
+        **{f"soak.{name}.allocated_mb_h": trend.slope for name, trend in slopes.allocated.items()},
     }
     raw = {
         "plan": asdict(plan),
         "operations": dict(tally.operations),
         "errors": dict(tally.errors),
         "unexpected": tally.unexpected,
-        "slopes_mb_h": {name: asdict(trend) for name, trend in slopes.items()},
+        "slopes_mb_h": asdict(slopes),
         "memory_mb": {
             name: {
                 "first": during[0].memory[name].private,
@@ -175,7 +186,8 @@ def report(samples: list[Sample], tally: Tally, plan: Plan) -> tuple[dict[str, f
         },
         "samples": [asdict(sample) for sample in samples],
     }
-    wrong = [f"{name} grows by {slopes[name].slope:.1f} MB/h" for name in grown]
+    rates = {name: max(metrics[f"soak.{name}.mb_h"], metrics.get(f"soak.{name}.allocated_mb_h", 0.0)) for name in grown}
+    wrong = [f"{name} grows by {rate:.1f} MB/h" for name, rate in rates.items()]
     wrong += [f"{name} was not there all the time" for name in sorted(replaced(samples))]
     wrong += [f"{tally.unexpected_count} errors were not expected"] if tally.unexpected_count else []
     wrong += [] if end.held.nothing else [f"something is left: {end.held}"]

@@ -63,6 +63,11 @@ class ClusterOperations:
         self._grammars = 0
 
     @property
+    def drivers(self) -> list[Handle]:
+        """The search drivers that searches run on."""
+        return [self._driver]
+
+    @property
     def operations(self) -> list[Operation]:
         """Everything but the expiry of leases, which takes as long as leases last."""
         return [

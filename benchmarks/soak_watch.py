@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.cluster_client import ClusterClient
-from benchmarks.process_memory import Memory, family, memory, ray_role
+from actors.rpc import Handle, call
+from benchmarks.process_memory import Memory, allocated, family, memory, ray_role
 from benchmarks.trend import Trend, theil_sen
 
 _OURS = {
@@ -19,6 +21,10 @@ _OURS = {
     "Ingress": "ingress",
 }
 _RAYS = {"ProxyActor": "proxy", "ServeController": "controller", "raylet": "raylet", "gcs_server": "gcs"}
+
+
+_HEAP_NOISE = 0.02
+"""The share of a process's memory that its heaps may seem to grow by: they take and return it in steps of MBs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +44,24 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The processes' memory, by their names, and what was held, some seconds after the beginning."""
+    """The processes' memory, by their names, and what was held, some seconds after the beginning.
+
+    `allocated` is what their allocators have given out, in MB, of those that could be asked.
+    """
 
     seconds: float
     memory: dict[str, Memory]
     held: Held
+    allocated: dict[str, float] = field(default_factory=dict)
 
 
 class Watch:
     """Notes, every few seconds, the memory of all processes and what is held."""
 
-    def __init__(self, client: ClusterClient, own_leases: int) -> None:
+    def __init__(self, client: ClusterClient, own_leases: int, handles: Sequence[Handle]) -> None:
+        """Watch a cluster; `handles` are the actors that are asked what they have allocated."""
         self.samples: list[Sample] = []
+        self._handles = handles
         self._client, self._own_leases = client, own_leases
         self._names: dict[int, str] = {}
         self._began = time.monotonic()
@@ -57,7 +69,11 @@ class Watch:
     async def note(self) -> Sample:
         """Take a sample."""
         held = await self.held()
-        self.samples.append(Sample(time.monotonic() - self._began, self._memory(), held))
+        asked = (call(handle.__ray_call__.remote(_allocated_there), "an actor") for handle in self._handles)
+        told: dict[int, float] = dict(await asyncio.gather(*asked))
+        taken = self._memory()
+        given_out = {self._names[process]: value for process, value in told.items() if process in self._names}
+        self.samples.append(Sample(time.monotonic() - self._began, taken, held, given_out))
         return self.samples[-1]
 
     async def held(self) -> Held:
@@ -93,24 +109,52 @@ class Watch:
         return self._names[process]
 
 
-def trends(samples: Sequence[Sample], warm_up_s: float) -> dict[str, Trend]:
-    """The slope of each process's memory over the second half of the time after the warm-up, in MB an hour.
+def _allocated_there(actor: object) -> tuple[int, float]:
+    """What an actor's process answers."""
+    return os.getpid(), allocated()
+
+
+@dataclass(frozen=True, slots=True)
+class Trends:
+    """Slopes in MB an hour by process: of its memory, and of what its allocators have given out."""
+
+    private: dict[str, Trend]
+    allocated: dict[str, Trend]
+
+
+def trends(samples: Sequence[Sample], warm_up_s: float) -> Trends:
+    """The slopes over the second half of the time after the warm-up.
 
     A process that there are too few samples of is left out.
     """
     half = (warm_up_s + samples[-1].seconds) / 2
+    late = [sample for sample in samples if sample.seconds >= half]
+    private = [(each.seconds, {name: taken.private for name, taken in each.memory.items()}) for each in late]
+    return Trends(_slopes(private), _slopes([(each.seconds, each.allocated) for each in late]))
+
+
+def _slopes(taken: Sequence[tuple[float, dict[str, float]]]) -> dict[str, Trend]:
     series: dict[str, list[tuple[float, float]]] = {}
-    for sample in samples:
-        for name, taken in sample.memory.items() if sample.seconds >= half else ():
-            series.setdefault(name, []).append((sample.seconds / 3_600, taken.private))
+    for seconds, values in taken:
+        for name, value in values.items():
+            series.setdefault(name, []).append((seconds / 3_600, value))
     return {name: theil_sen(*zip(*points, strict=True)) for name, points in series.items() if len(points) >= 3}
 
 
 def growing(samples: Sequence[Sample], warm_up_s: float, noise_mb: float) -> list[str]:
-    """The processes of ours that have grown for sure, and by more than `noise_mb` in the time of `trends`."""
+    """The processes of ours that have grown for sure in the time of `trends`.
+
+    What they have allocated has, by more than `noise_mb`, or their memory by more than that and than heaps' noise.
+    """
     hours = (samples[-1].seconds - warm_up_s) / 2 / 3_600
-    found = {name: trend for name, trend in trends(samples, warm_up_s).items() if is_ours(name)}
-    return [name for name, trend in found.items() if trend.low > 0 and trend.slope * hours > noise_mb]
+    found = trends(samples, warm_up_s)
+    last = samples[-1].memory
+    grown = {name for name, trend in found.allocated.items() if trend.low > 0 and trend.slope * hours > noise_mb}
+    for name, trend in found.private.items():
+        heaps = _HEAP_NOISE * last[name].private if name in last else 0.0
+        if trend.low > 0 and trend.slope * hours > max(noise_mb, heaps):
+            grown.add(name)
+    return [name for name in found.private if name in grown and is_ours(name)]
 
 
 def replaced(samples: Sequence[Sample]) -> set[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.process_memory import Memory
+from benchmarks.process_memory import Memory, allocated
 from benchmarks.soak import Plan, report
 from benchmarks.soak_http import HttpOperations
 from benchmarks.soak_tally import Operation, Tally
@@ -81,7 +81,7 @@ def test_a_process_of_ours_that_grows_is_told() -> None:
     found = samples(worker0=40.0, worker1=0.0, raylet=40.0, driver=-10.0, search_driver0=5.0)
     assert growing(found, 0.0, noise_mb=2.0) == ["worker0", "search_driver0"]
     assert growing(found, 0.0, noise_mb=3.0) == ["worker0"]
-    assert trends(found, 0.0)["raylet"].slope == pytest.approx(40.0, abs=2.0)
+    assert trends(found, 0.0).private["raylet"].slope == pytest.approx(40.0, abs=2.0)
 
 
 def test_what_has_grown_before_does_not_count() -> None:
@@ -97,6 +97,28 @@ def test_the_warm_up_does_not_count() -> None:
     found[56:] = [Sample(each.seconds, {"manager0": Memory(500.0, 156.0)}, NOTHING) for each in found[56:]]
     assert growing(found, 0.0, noise_mb=2.0) == ["manager0"]
     assert growing(found, 60.0 * 52, noise_mb=2.0) == []
+
+
+def test_what_is_allocated_is_judged_more_strictly_than_heaps() -> None:
+    flat, rising = samples(worker0=0.0), samples(worker0=6.0)
+    large = [Memory(900.0, 800.0 + each.memory["worker0"].private) for each in rising]
+    heaps = [Sample(each.seconds, {"worker0": taken}, NOTHING) for each, taken in zip(flat, large, strict=True)]
+    assert growing(heaps, 0.0, noise_mb=2.0) == []
+    leaking = [
+        Sample(each.seconds, each.memory, NOTHING, {"worker0": leak.memory["worker0"].private})
+        for each, leak in zip(flat, rising, strict=True)
+    ]
+    assert growing(flat, 0.0, noise_mb=2.0) == []
+    assert growing(leaking, 0.0, noise_mb=2.0) == ["worker0"]
+
+
+def test_what_is_allocated_rises_and_falls() -> None:
+    before = allocated()
+    kept = [bytearray(2_000_000) for _ in range(10)]
+    during = allocated()
+    del kept
+    assert during - before == pytest.approx(20.0, abs=2.0)
+    assert allocated() - before < 5.0
 
 
 def test_a_process_that_was_replaced_is_told() -> None:
@@ -152,6 +174,7 @@ def test_half_a_minute_of_it(tmp_path: Path) -> None:
     assert metrics["soak.operations"] > 50
     left = ("unexpected", "growing", "pages_left", "nodes_left", "trees_left", "leases_left")
     assert [metrics[f"soak.{name}"] for name in left] == [0.0] * 6
+    assert metrics.keys() >= {f"soak.{name}.allocated_mb_h" for name in ("worker0", "manager0", "desk0", "ingress0")}
     ours = {"worker0", "worker1", "manager0", "search_driver0", "desk0", "ingress0", "driver"}
     assert ours <= set(result["raw"]["memory_mb"])
     assert set(result["raw"]["operations"]) >= {"fork", "cancel", "expire", "http_stream_left", "http_search_cancelled"}
