@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.tables import load, short, table, with_source, with_sources
 
 _TOP = 3
+_CPU_PHASES = {"host": "host", "device": "model"}
 _LABELS: Mapping[str, str] = {
     "W1": "W1, one row",
     "W2_n64": "W2, 64 branches",
@@ -25,6 +26,26 @@ def phases_block() -> str:
         whole, device, host = (result["metrics"][f"profile.{case}.{phase}_us"] for phase in ("whole", "device", "host"))
         rows.append((label, short(whole), short(device), short(host), f"{device / whole:.0%}"))
     return with_source(table(("Decode step", "whole, µs", "GPU, µs", "host, µs", "GPU ÷ whole"), rows), result)
+
+
+def cpu_block() -> str:
+    """Decode steps on the CPU, and the host's part of them, before what was found was mended and now."""
+    result = load("profile-cpu-countdown")
+    before = result["raw"]["before"]
+    rows = [
+        (
+            label,
+            *(
+                short(each["metrics"][f"profile.{case}.{phase}_us"])
+                for phase in _CPU_PHASES
+                for each in (before, result)
+            ),
+        )
+        for case, label in _LABELS.items()
+        if f"profile.{case}.host_us" in result["metrics"]
+    ]
+    states = [f"{part}, µs: {state}" for part in _CPU_PHASES.values() for state in ("before", "now")]
+    return with_source(table(("Decode step", *states), rows), result)
 
 
 def kernels_block() -> str:
@@ -53,6 +74,7 @@ def _kernel(operator: Mapping[str, Any]) -> str:
 
 
 PROFILE_BLOCKS: dict[str, Callable[[], str]] = {
+    "profile_cpu": cpu_block,
     "profile_phases": phases_block,
     "profile_kernels": kernels_block,
     "profile_bandwidth": bandwidth_block,
