@@ -15,7 +15,7 @@ from dendrite.quant.weights import Scales
 _PACKED_FOR_ROWS = 32
 # Rows are rounded up to multiples: (up to so many rows, of so much). oneDNN compiles a product for each number of rows
 # and keeps a thousand of them: half a megabyte and a millisecond each, of which a model of one width has four or five.
-_STEPS = ((16, 1), (32, 4), (128, 8), (256, 16), (512, 64), (1_024, 128), (math.inf, 256))
+_STEPS = ((16, 1), (32, 4), (256, 8), (512, 16), (math.inf, 64))
 
 
 class Linear:
@@ -94,7 +94,7 @@ class Linear:
 
 
 def padded_rows(rows: int) -> int:
-    """With how many rows a packed product of so many is computed: at most 255 more, and at most a quarter more."""
+    """With how many rows a packed product of so many is computed: at most 63 more, and at most a quarter more."""
     step = next(step for most, step in _STEPS if rows <= most)
     return -(-rows // step) * step
 
