@@ -9,9 +9,11 @@ runs out (`benchmarks.soak_cluster`, `benchmarks.soak_http`). One more keeps let
 
 Every few seconds the memory of each process is noted, and what is held. Memory is what a process has for itself alone,
 so without mapped files and Ray's object store, and of that what its allocators have given out, in MB of 10^6 bytes. The
-same operations go on for `--warm-up` minutes before the run, for caches to fill. Slopes are those of robust lines over
-the second half of the run (`benchmarks.trend`); for that what a server keeps for a while after its end (searches,
-answers) is kept for an eighth of the run only, and all KV pages have been used before it begins.
+same operations go on for `--warm-up` minutes before the run, by three times as many callers: libraries keep buffers and
+kernels for the largest and the rarest batches that they have seen (MKL 4 MB at once), and those are to come before the
+run. Slopes are those of robust lines over the second half of the run (`benchmarks.trend`). For that what a server keeps
+for a while after its end (searches, answers) is kept for an eighth of the run only, few compiled grammars are kept, and
+all KV pages have been used before it begins.
 
 A process has grown where a slope's whole 95 % interval is above zero and what it comes to within the second half is
 above `--noise`; of memory, which heaps take and return in steps of several MB and keep where it is in pieces, also
@@ -54,6 +56,9 @@ from serve_apps.ray_settings import prefer_direct
 from serve_apps.services import ServeSettings
 
 _KEPT_SHARE = 1 / 8
+_KEPT_GRAMMARS = 8  # fewer than there are, so that grammars are dropped all the time
+_WARM_UP_CALLERS = 3
+"""Times as many callers as in the run."""
 _SETTLED_WITHIN_S = 90.0
 _APPLICATION = "dendrite"
 
@@ -90,7 +95,7 @@ def server(plan: Plan, port: int) -> Iterator[Server]:
 
     kept_s = 60 * plan.minutes * _KEPT_SHARE
     settings = ServeSettings(keep_searches_s=kept_s, keep_answers_s=kept_s)
-    engine = EngineConfig(device="cpu", kv_tokens=16_384)
+    engine = EngineConfig(device="cpu", kv_tokens=16_384, grammar_cache=_KEPT_GRAMMARS)
     args = ServeArgs(workers=plan.workers, min_ingresses=1, max_ingresses=1, engine=engine, settings=settings)
     session = RaySession()
     try:
@@ -116,21 +121,25 @@ async def soak(place: Server, plan: Plan, tally: Tally) -> list[Sample]:
     http = HttpOperations(place.url, tasks)
     operations = cluster.operations + http.operations
     watch = Watch(cluster.client, place.own_leases, [manager, *place.contacts.workers, *cluster.drivers, *_replicas()])
-    end = time.monotonic() + 60 * (plan.warm_up_minutes + plan.minutes)
+    warm = time.monotonic() + 60 * plan.warm_up_minutes
+    end = warm + 60 * plan.minutes
 
-    async def caller(draws: random.Random, choices: list[Operation]) -> None:
+    async def caller(name: str, choices: list[Operation], until: float) -> None:
+        draws = random.Random(f"{plan.seed} {name}")
         weights = [operation.weight for operation in choices]
-        while time.monotonic() < end:
+        while time.monotonic() < until:
             [operation] = draws.choices(choices, weights)
             await tally.run(operation, draws)
 
-    watching = asyncio.create_task(watch.run(plan.every_s))
-    callers = [caller(random.Random(f"{plan.seed} {number}"), operations) for number in range(plan.callers)]
+    ends = [end] * plan.callers + [warm] * (_WARM_UP_CALLERS - 1) * plan.callers
+    callers = [caller(str(number), operations, until) for number, until in enumerate(ends)]
+    callers.append(caller("leases", [Operation("expire", cluster.expire, 1)], end))
     try:
-        await asyncio.gather(*callers, caller(random.Random(plan.seed), [Operation("expire", cluster.expire, 1)]))
+        async with asyncio.TaskGroup() as group:  # where samples cannot be taken, it all ends at once
+            watching = group.create_task(watch.run(plan.every_s))
+            await asyncio.gather(*map(group.create_task, callers))
+            watching.cancel()
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
         await http.close()
         await cluster.close()
     await _until_nothing_is_held(watch)
