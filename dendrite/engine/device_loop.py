@@ -21,7 +21,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from dendrite.attention.tree import TreeAttention
 from dendrite.attention.tree_plan import TreePlan
@@ -30,9 +29,9 @@ from dendrite.engine.burst import Burst, SampleKind
 from dendrite.engine.clock import StepClock
 from dendrite.engine.constraints import Constraints
 from dendrite.engine.device_masks import DeviceMasks
+from dendrite.engine.device_rows import DeviceRows
 from dendrite.engine.generation import Generation
 from dendrite.engine.graphs import GraphPool
-from dendrite.engine.sampler import SamplingBatch, filtered, temperature_of
 from dendrite.engine.tips import TipStore
 from dendrite.kernels import elementwise, sampling
 from dendrite.kv.cache import KvCache
@@ -71,7 +70,7 @@ class DeviceLoop:
         self._decoder, self._cache, self._tips, self._pdl = decoder, cache, tips, pdl
         self._graphs = GraphPool(config.cuda_graphs and on_cuda)
         self._sizes = batch_sizes(rows)
-        self._rows = Mirror(_fields(rows), device)
+        self._rows = DeviceRows(rows, shape.vocab_size, device)
         self._tokens = torch.zeros(rows, dtype=torch.int32, device=device)
         self._stopping = torch.zeros(rows, dtype=torch.int32, device=device)
         self._states = torch.zeros(rows, shape.hidden_size, dtype=decoder.dtype, device=device)
@@ -115,7 +114,8 @@ class DeviceLoop:
         else:
             self._kind = SampleKind.of(generations)
             self._record(size, self._kind)
-            self._fill(generations, size)
+            self._rows.fill(generations, size)
+            torch.index_select(self._tips.states, 0, self._rows.device["from"][:count], out=self._states[:count])
         self._filled_for = -1
         try:
             self._place(generations, size, steps, version)
@@ -153,34 +153,6 @@ class DeviceLoop:
         }
 
     # ---------------------------------------------------------------- inputs
-
-    def _fill(self, generations: Sequence[Generation], size: int) -> None:
-        """Describe the rows, and send the description."""
-        host, count = self._rows.host, len(generations)
-        host["alive"][:count] = 1
-        host["alive"][count:size] = 0
-        host["step"][0] = 0
-        nodes = [generation.node for generation in generations]
-        host["positions"][:count] = [node.length for node in nodes]
-        host["from"][:count] = [generation.tip for generation in generations]
-        host["to"][:count] = [node.tip for node in nodes]
-        for name, keys in (("seeds", [g.seed for g in generations]), ("branches", [g.branch for g in generations])):
-            host[name].view(np.uint64)[:count] = np.array(keys, dtype=np.uint64)
-        settings = [generation.params for generation in generations]
-        host["temperature"][:count] = [temperature_of(params) for params in settings]
-        vocabulary = self._decoder.config.vocab_size
-        host["top_k"][:count] = [min(params.top_k or vocabulary, vocabulary) for params in settings]
-        host["top_p"][:count, 0] = [params.top_p for params in settings]
-        host["min_p"][:count, 0] = [params.min_p for params in settings]
-        host["stop_ids"][:count] = -1
-        for row, generation in enumerate(generations):
-            if generation.stop_ids:  # the host checks all of them again: more than fit cost steps, not correctness
-                known = sorted(generation.stop_ids)[: sampling.STOP_IDS]
-                host["stop_ids"][row, : len(known)] = known
-        host["constrained"][:count] = [generation.matcher is not None for generation in generations]
-        host["constrained"][count:size] = 0
-        self._rows.upload()
-        torch.index_select(self._tips.states, 0, self._rows.device["from"][:count], out=self._states[:count])
 
     def _place(self, generations: Sequence[Generation], size: int, steps: int, version: int) -> None:
         """Tell attention where the rows' KV lies."""
@@ -254,7 +226,7 @@ class DeviceLoop:
             if masks is not None:  # filters choose among what may come
                 self._masks.apply(logits, masks)
                 masks = None
-            kept, temperature = _apply_filters(logits, {name: rows[name][:size] for name in _FILTERS})
+            kept, temperature = self._rows.filtered(logits)
         sampling.sample(
             logits,
             kept,
@@ -304,8 +276,7 @@ class DeviceLoop:
         sample, forward = partial(self._sample, size, kind), partial(self._forward, size)
         if ("walk" if kind.masked else "both", size, kind, False) in self._graphs:
             return
-        for name in ("alive", "step", "constrained"):
-            self._rows.device[name].zero_()
+        self._rows.silence()
         self.attention.clear()  # a work list is good for launches of the size that it was planned for
         self._plan = None
         for apart in self.attention.ways(size):
@@ -322,41 +293,10 @@ class DeviceLoop:
             self._graphs.record(("sample", size, kind), sample)
 
 
-_FILTERS = ("temperature", "top_k", "top_p", "min_p")
-
-
 def batch_sizes(most: int) -> tuple[int, ...]:
     """Row counts that batches are padded to, up to `most`: dense where padding would cost, sparse above."""
     sizes = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, *range(160, most + 32, 32)]
     return (*(size for size in sizes if size < most), most)
-
-
-def _fields(rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    whole, wide, real = torch.int32, torch.int64, torch.float32
-    return {
-        "step": ((1,), whole),
-        "alive": ((rows,), whole),
-        "positions": ((rows,), whole),
-        "from": ((rows,), wide),
-        "to": ((rows,), wide),
-        "seeds": ((rows,), wide),
-        "branches": ((rows,), wide),
-        "temperature": ((rows,), real),
-        "top_k": ((rows,), wide),
-        "top_p": ((rows, 1), real),
-        "min_p": ((rows, 1), real),
-        "stop_ids": ((rows, sampling.STOP_IDS), whole),
-        "constrained": ((rows,), whole),
-    }
-
-
-def _apply_filters(logits: Tensor, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits at the rows' temperatures with what the filters remove at minus infinity, and the temperatures left."""
-    temperature = rows["temperature"]
-    sampled = temperature > 0
-    batch = SamplingBatch(None, None, rows["top_k"], rows["top_p"], rows["min_p"], ())
-    scaled = logits / torch.where(sampled, temperature, 1.0).unsqueeze(1)
-    return filtered(scaled, batch), sampled.float()
 
 
 def _in_turn(*work: partial[None]) -> None:

@@ -12,6 +12,7 @@ from dendrite.engine.paths import find_tip, logprobs_on_path
 from dendrite.engine.requests import Requests
 from dendrite.engine.runner import ModelRunner
 from dendrite.errors import InvalidArgument, KvNotComputed, NodeReleased
+from dendrite.kv.ancestry import pending_ancestors
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.path_kv import KvFormat, PathKv, to_numpy, to_torch
@@ -114,7 +115,7 @@ class KvExchange:
 
     def _require_computed(self, node: Node, end: int) -> None:
         """Check that the KV of the first `end` tokens of a path is written."""
-        for pending in self._cache.pending_ancestors(node):
+        for pending in pending_ancestors(node):
             raise KvNotComputed(pending.tree.id, pending.id, pending.computed)
         if node.base + node.computed < end:
             raise KvNotComputed(node.tree.id, node.id, node.computed)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from dendrite.engine.generation import Generation
 from dendrite.engine.paths import ancestors
+from dendrite.kv.ancestry import pending_ancestors
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -33,7 +34,7 @@ class Footprint:
 
     def add(self, node: Node) -> None:
         """Count the pages that a path has once every token of it has its KV."""
-        pending = self._cache.pending_ancestors(node)
+        pending = pending_ancestors(node)
         self._add(node, len(node.tokens) - node.computed)
         for ancestor in ancestors(node):
             if ancestor in self._whole:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from dendrite.kv.ancestry import droppable
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -37,7 +38,7 @@ class IdleKv:
     def leaves(self, needed: Collection[Node]) -> Iterator[Node]:
         """Idle nodes, but for those `needed`, whose KV no other one continues: those to drop first come first."""
         for node in sorted(self._nodes, key=self._nodes.__getitem__):
-            if node not in needed and not gone(node) and self._cache.droppable(node):
+            if node not in needed and not gone(node) and droppable(node):
                 yield node
 
     def drop(self, node: Node) -> None:

@@ -20,6 +20,7 @@ from dendrite.engine.generation import Compute, Generation
 from dendrite.engine.idle_kv import IdleKv, gone
 from dendrite.engine.plan import Chunk, Retip
 from dendrite.errors import Cancelled, DendriteError
+from dendrite.kv.ancestry import pending_ancestors
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 
@@ -37,7 +38,6 @@ class Requests:
     """
 
     def __init__(self, cache: KvCache) -> None:
-        self._cache = cache
         self.waiting: list[tuple[tuple[float, int], Generation]] = []
         self.computing: dict[Node, Compute] = {}
         self.retips: dict[tuple[Node, int], Retip] = {}
@@ -158,7 +158,7 @@ class Requests:
             self._rest(request.node, 0.0)
             for generation in request.waiting:
                 self.fail(generation, error)
-            for job in [j for j in self.computing.values() if request.node in self._cache.pending_ancestors(j.node)]:
+            for job in [j for j in self.computing.values() if request.node in pending_ancestors(j.node)]:
                 if self.computing.get(job.node) is job:  # else it has failed with one of the others
                     self.fail(job, error)  # what continues KV that cannot be computed cannot be computed either
         else:

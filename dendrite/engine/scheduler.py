@@ -13,6 +13,7 @@ from dendrite.engine.paths import ancestors, find_tip, token_owner
 from dendrite.engine.plan import Chunk, Plan, Retip
 from dendrite.engine.requests import Requests
 from dendrite.errors import OutOfPages
+from dendrite.kv.ancestry import droppable, pending_ancestors
 from dendrite.kv.cache import KvCache
 from dendrite.kv.node import Node
 from dendrite.kv.pages import TailCopy
@@ -118,7 +119,7 @@ class Scheduler:
 
     def _pending(self, node: Node) -> list[Node]:
         """Nodes whose tokens must be computed before `node` can decode, the topmost first, itself included."""
-        pending = self._cache.pending_ancestors(node)
+        pending = pending_ancestors(node)
         return [*pending, node] if node.computed < len(node.tokens) else pending
 
     # ---------------------------------------------------------------- pages
@@ -240,7 +241,7 @@ class Scheduler:
         for generation in sorted(self._requests.running, key=Generation.rank, reverse=True):
             if generation.rank() <= rank:
                 return False
-            if generation.node not in needed and self._cache.droppable(generation.node):
+            if generation.node not in needed and droppable(generation.node):
                 self._preempt(generation)
                 return True
         return False
@@ -258,7 +259,7 @@ class Scheduler:
 
     def _preempt(self, generation: Generation) -> None:
         self.preemptions += 1
-        if generation.node not in self._read_by_others() and self._cache.droppable(generation.node):
+        if generation.node not in self._read_by_others() and droppable(generation.node):
             self._requests.idle.drop(generation.node)
         self._requests.interrupted([generation])
 
@@ -277,7 +278,7 @@ class Scheduler:
                 later.append(other)
         for other in reversed(later):
             for victim in _path(other):
-                if victim.pages and victim not in spared and self._cache.droppable(victim):
+                if victim.pages and victim not in spared and droppable(victim):
                     self._requests.idle.drop(victim)
                     return True
         return False

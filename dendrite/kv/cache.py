@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dendrite.errors import InvalidArgument, NodeReleased
 from dendrite.kv import tail
+from dendrite.kv.ancestry import droppable, pending_ancestors
 from dendrite.kv.check import check_cache
 from dendrite.kv.lifetime import Lifetime
 from dendrite.kv.node import Node, NodeState
@@ -187,26 +188,6 @@ class KvCache:
         """Tokens of `node`'s context that it reads from pages its ancestors own. O(1)."""
         return node.base - node.base % self.page_size if node.pages else node.base
 
-    def pending_ancestors(self, node: Node) -> list[Node]:
-        """Ancestors whose KV `node` continues and which is not all written, the topmost first.
-
-        O(1) where nothing is pending. A released ancestor may be among them: it still may `reserve` and `commit`.
-        """
-        pending: list[Node] = []
-        if node.pages:  # it could not have written on top of KV that was not there
-            return pending
-        base, ancestor = node.base, node.parent
-        while ancestor is not None and base > 0:
-            if ancestor.base < base:
-                if ancestor.base + ancestor.computed < base:
-                    pending.append(ancestor)
-                base = ancestor.base
-            if ancestor.pages:  # all above it was there when it wrote; what it took over or copied, it has
-                break
-            ancestor = ancestor.parent
-        pending.reverse()
-        return pending
-
     # Giving up
 
     def release(self, node: Node) -> None:
@@ -230,16 +211,6 @@ class KvCache:
         while self.segments.lru:
             self.segments.evict(self.pool.num_pages)
 
-    def droppable(self, node: Node) -> bool:
-        """Whether no descendant has written KV on top of `node`'s own."""
-        stack = [child for child in node._children or () if child.base > node.base]
-        while stack:
-            child = stack.pop()
-            if child.pages:
-                return False
-            stack.extend(child._children or ())
-        return True
-
     def drop(self, node: Node) -> None:
         """Free the pages of a node to make room; `computed` is 0 then, and its tokens stay to compute it again.
 
@@ -251,7 +222,7 @@ class KvCache:
             NodeReleased: the node's pages have been returned.
         """
         self._must_exist(node)
-        if not self.droppable(node):
+        if not droppable(node):
             raise InvalidArgument("node", node, "a node whose KV no descendant continues")
         self.index.remove(node)
         self._tables.forget(node)
@@ -259,7 +230,7 @@ class KvCache:
         node.pages, node.computed = [], 0
         self.pool.free(pages)
         if pages:
-            self._lose_tail(node)
+            tail.lose(node, self.page_size)
         self.segments.notify(node)
 
     def check(self) -> None:
@@ -278,7 +249,7 @@ class KvCache:
             raise NodeReleased(node.tree.id, node.id)
 
     def _must_be_computed(self, node: Node) -> None:
-        if self.pending_ancestors(node):
+        if pending_ancestors(node):
             raise InvalidArgument("node", node, "a node whose ancestors are computed")
 
     def _give(self, node: Node, pages: list[int]) -> None:
@@ -303,16 +274,6 @@ class KvCache:
         self._give(node, self.pool.alloc(need))
         self.cow_copies += 1
         return TailCopy(source, node.pages[0], node.base % self.page_size)
-
-    def _lose_tail(self, node: Node) -> None:
-        """Count tokens as not computed whose only slots were in the first page that `node` has just given up."""
-        start = node.base // self.page_size * self.page_size
-        while node.base > start:
-            writer = tail.orphaned_writer(node, self.page_size)
-            if writer is None:
-                return
-            writer.computed = max(0, start - writer.base)
-            node = writer
 
     def _cached_prefix(self, tokens: Sequence[int]) -> tuple[Node | None, int]:
         """The node that holds the longest known prefix of `tokens`, and the prefix's length."""

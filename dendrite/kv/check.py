@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dendrite.errors import InvariantViolation
 from dendrite.kv import tail
+from dendrite.kv.ancestry import pending_ancestors
 from dendrite.kv.node import Node, NodeState
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _check_continuation(cache: KvCache, node: Node, child: Node) -> None:
         full = child.base // size - node.base // size
         _require(len(node.pages) >= full, child, "reads pages that its parent has lost")
     reads_tail = child._state is NodeState.LIVE and not child.pages and child.base % size > 0
-    if reads_tail and not cache.pending_ancestors(child):
+    if reads_tail and not pending_ancestors(child):
         tail.owner(child, size)  # raises where the page is nobody's; a released child's may be with a taker
 
 

@@ -48,6 +48,17 @@ def only_reader(owner: Node, node: Node, page_size: int) -> bool:
     return True
 
 
+def lose(node: Node, page_size: int) -> None:
+    """Count tokens as not computed whose only slots were in the first page that `node` has just given up."""
+    start = node.base // page_size * page_size
+    while node.base > start:
+        writer = orphaned_writer(node, page_size)
+        if writer is None:
+            return
+        writer.computed = max(0, start - writer.base)
+        node = writer
+
+
 def _find(node: Node, page_size: int) -> tuple[Node | None, Node | None]:
     """The ancestor that wrote position `base - 1`, and the one that holds its page now (None: nobody above `node`)."""
     index = node.base // page_size

@@ -7,6 +7,7 @@ from typing import Any
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv import KvCache, Node, TailCopy
+from dendrite.kv.ancestry import pending_ancestors
 
 
 def fingerprints(tokens: Sequence[int]) -> list[int]:
@@ -92,7 +93,7 @@ class SimulatedEngine:
         """The books are in order, and each node that can run reads exactly its own path."""
         self.cache.check()
         for node in nodes:
-            if not node.released and not self.cache.pending_ancestors(node):
+            if not node.released and not pending_ancestors(node):
                 assert self.readable(node) == fingerprints(node.path_tokens[: node.base + node.computed]), node
 
     def droppable(self, node: Node) -> bool:

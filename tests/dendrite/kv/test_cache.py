@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dendrite.errors import InvalidArgument, NodeReleased, OutOfPages
 from dendrite.kv import KvCache
+from dendrite.kv.ancestry import pending_ancestors
 from tests.dendrite.kv.simulated import SimulatedEngine, books
 
 BOUNDARIES = [15, 16, 17, 31, 32, 33]
@@ -75,7 +76,7 @@ def test_a_path_deep_as_a_chain_reads_as_one() -> None:
     for member in chain[:-1]:
         member.release()
     engine.verify(chain)
-    assert not engine.cache.pending_ancestors(node)
+    assert not pending_ancestors(node)
 
 
 def test_shared_tokens_counts_what_ancestors_own() -> None:
@@ -190,14 +191,14 @@ def test_a_fork_of_a_prompt_being_computed_is_pending_until_its_point_is_reached
     root = engine.prompt(range(40), compute=False)
     end, early = root.fork()[0], root.at(10).fork()[0]
     nested = end.fork()[0]
-    assert engine.cache.pending_ancestors(nested) == [root]
+    assert pending_ancestors(nested) == [root]
     with pytest.raises(InvalidArgument, match="ancestors are computed"):
         engine.cache.reserve(end, 1)
     engine.compute(root, 20)
-    assert engine.cache.pending_ancestors(early) == []
-    assert engine.cache.pending_ancestors(end) == [root]
+    assert pending_ancestors(early) == []
+    assert pending_ancestors(end) == [root]
     engine.compute(root)
-    assert engine.cache.pending_ancestors(nested) == []
+    assert pending_ancestors(nested) == []
 
 
 @pytest.mark.parametrize("k", [20, 32, 40])
@@ -222,7 +223,7 @@ def test_pending_ancestors_come_topmost_first() -> None:
     for node in (child, root):
         engine.cache.drop(node)
     assert engine.cache.pool.num_used == 0
-    assert engine.cache.pending_ancestors(grandchild) == [root, child]
+    assert pending_ancestors(grandchild) == [root, child]
     for node in (root, child):
         engine.compute(node)
     engine.decode(grandchild, [3])

@@ -6,6 +6,7 @@ import pytest
 
 from dendrite.errors import InvalidArgument
 from dendrite.kv import NodeState
+from dendrite.kv.ancestry import droppable, pending_ancestors
 from tests.dendrite.kv.simulated import SimulatedEngine, books
 
 # Dropping
@@ -30,17 +31,17 @@ def test_a_node_whose_kv_is_continued_cannot_be_dropped() -> None:
     root = engine.prompt(range(40))
     idle = root.fork()[0]
     grandchild = idle.fork()[0]
-    assert engine.cache.droppable(root)
+    assert droppable(root)
     engine.decode(grandchild, [1])
     before = books(engine.cache, root, idle, grandchild)
-    assert not engine.cache.droppable(root)
+    assert not droppable(root)
     with pytest.raises(InvalidArgument, match="no descendant continues"):
         engine.cache.drop(root)
     assert books(engine.cache, root, idle, grandchild) == before
     engine.cache.drop(grandchild)
     engine.cache.drop(root)
     assert engine.cache.pool.num_used == 0
-    assert engine.cache.pending_ancestors(grandchild) == [root]
+    assert pending_ancestors(grandchild) == [root]
 
 
 def test_a_child_that_reads_none_of_a_node_s_own_tokens_does_not_keep_it() -> None:

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from dendrite.errors import NodeReleased, OutOfPages
 from dendrite.kv import Node, NodeState
+from dendrite.kv.ancestry import pending_ancestors
 from tests.dendrite.kv.simulated import SimulatedEngine
 
 SHARED_PROMPTS = [[1] * 70, [1] * 20 + [2] * 50, [1] * 8 + [3] * 62, [4] * 70]
@@ -56,7 +57,7 @@ class KvTreeMachine(RuleBasedStateMachine):
 
     def runnable(self, node: Node) -> bool:
         exists = node._state in (NodeState.LIVE, NodeState.HELD)
-        return exists and not self.cache.pending_ancestors(node)
+        return exists and not pending_ancestors(node)
 
     def books(self) -> dict[str, Any]:
         """Everything that a failed operation must leave as it was."""
@@ -101,7 +102,7 @@ class KvTreeMachine(RuleBasedStateMachine):
         """Compute what a node lacks, its ancestors' part first."""
         node = self.pick(number)
         if node._state is not NodeState.FREED:
-            for pending in [*self.cache.pending_ancestors(node), node]:
+            for pending in [*pending_ancestors(node), node]:
                 self.prefill_part(pending, n)
 
     @precondition(lambda self: self.nodes)

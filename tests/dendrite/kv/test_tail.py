@@ -4,6 +4,7 @@ import pytest
 
 from dendrite.errors import InvariantViolation
 from dendrite.kv import Node, TailCopy, tail
+from dendrite.kv.ancestry import pending_ancestors
 from tests.dendrite.kv.simulated import SimulatedEngine
 
 
@@ -209,7 +210,7 @@ def test_dropping_the_taker_makes_the_owner_pending(engine: SimulatedEngine, roo
     engine.decode(child, [1, 2])
     engine.cache.drop(child)
     assert root.computed == 16  # its last four tokens lay in the page that is gone
-    assert engine.cache.pending_ancestors(child) == [root]
+    assert pending_ancestors(child) == [root]
     engine.compute(root)
     engine.compute(child)
     engine.verify([child])
@@ -223,7 +224,7 @@ def test_dropping_the_taker_of_a_chain_makes_each_owner_in_the_page_pending(engi
         engine.decode(chain[-1], [token])
     last = chain[-1]
     engine.cache.drop(last)
-    assert engine.cache.pending_ancestors(last) == chain[:-1]
+    assert pending_ancestors(last) == chain[:-1]
     for node in chain:
         engine.compute(node)
     engine.verify([last])
@@ -261,7 +262,7 @@ def test_an_owner_is_pending_although_the_one_that_took_its_page_passed_it_on(
     engine.decode(beside, [2])
     assert counters(engine) == (0, 2)
     engine.cache.drop(beside)
-    assert engine.cache.pending_ancestors(beside) == [root]
+    assert pending_ancestors(beside) == [root]
     for node in (root, beside):
         engine.compute(node)
     engine.verify([beside])
