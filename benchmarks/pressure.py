@@ -8,6 +8,9 @@ live nodes hold at any time is its demand. Then it runs on an engine that has a 
 half), from the same prompts and with the same seeds. Of both, the first run warms up, and the figures are medians of
 the others.
 
+Leaves get `--tokens` tokens a level: by default twice as many as W5's, for the engine takes a leaf only where there are
+pages for its next 32, so that W5's own never have to give theirs back.
+
 `pressure.utilisation` is the share of the pool's pages that live nodes hold, those that only cached prompts hold left
 out, weighted by time over the steps of the decoding: each step counts with the seconds that it took, and the pages held
 at its end. `pressure.needed` is the same of those pages alone that leaves which have not ended read: the others are of
@@ -27,7 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +40,17 @@ from benchmarks.common import RESULTS, spread, write_result
 from benchmarks.machine import hardware_name, installed, release_memory
 from benchmarks.models import SHAPES
 from dendrite import Engine, EngineConfig, Node, SamplingParams
+from dendrite.engine.footprint import AHEAD_TOKENS
 from dendrite.engine.generation import Generation, raise_first
 from dendrite.engine.stepper import StepResult, TokenEvent
 from dendrite.model.decoder import Decoder
 from dendrite.profiling.workloads import Sizes, random_prompts, w5
 
-SMALL = Sizes(w5_trees=4, w5_prompt=128, w5_leaves=16, w5_kept=4, w5_levels=6, w5_tokens=32)
+SMALL = Sizes(w5_trees=4, w5_prompt=128, w5_leaves=16, w5_kept=4, w5_levels=6)
 """For the CPU."""
 _COUNTED = ("preemptions", "dropped_pages", "evicted_pages", "recomputed_tokens", "steps")
 _ENOUGH_RUNS = 5
+_TOKENS = 2 * AHEAD_TOKENS
 _PACKAGES = ("triton", "flashinfer-python")
 
 
@@ -180,13 +185,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=tuple(SHAPES), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--share", type=float, default=0.5, help="of the demand that there are pages for")
+    parser.add_argument("--tokens", type=int, default=_TOKENS, help="that a leaf gets")
     parser.add_argument("--runs", type=int, default=_ENOUGH_RUNS)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
     given = parser.parse_args()
     if not 0 < given.share <= 1:
         parser.error("--share must be above 0, and 1 at most")
-    if given.runs < 1:
-        parser.error("--runs must be at least 1")
+    if given.runs < 1 or given.tokens < 1:
+        parser.error("--runs and --tokens must be at least 1")
     return given
 
 
@@ -195,7 +201,7 @@ def main() -> int:
     given = arguments()
     device = torch.device(given.device)
     on_cuda = device.type == "cuda"
-    sizes = Sizes() if on_cuda else SMALL
+    sizes = replace(Sizes() if on_cuda else SMALL, w5_tokens=given.tokens)
     config = EngineConfig(device=given.device, max_running=256)
     decoder = Decoder.random(SHAPES[given.shape], torch.bfloat16 if on_cuda else torch.float32, device=device)
     metrics, raw = compare(decoder, config, sizes, given.share, given.runs)

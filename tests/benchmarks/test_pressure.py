@@ -9,7 +9,7 @@ import pytest
 from benchmarks import pressure
 from dendrite.profiling.workloads import Sizes
 
-TINY = Sizes(w5_trees=2, w5_prompt=20, w5_leaves=8, w5_kept=2, w5_levels=3, w5_tokens=12)
+TINY = Sizes(w5_trees=2, w5_prompt=20, w5_leaves=8, w5_kept=2, w5_levels=3)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -28,6 +28,7 @@ def test_half_the_pages_are_used_well_and_change_nothing(tmp_path: Path, monkeyp
     assert metrics["pages"] == metrics["demand_pages"] // 2
     assert 0.5 < metrics["utilisation"] <= 1.0, "each step's time is its weight, so it is not the same in each run"
     assert 0.3 < metrics["needed"] <= metrics["utilisation"]
+    assert metrics["preemptions"] > 0
     assert metrics["dropped_pages"] > 0
     assert metrics["recomputed_tokens"] > 0
     assert metrics["tok_s"] > 0
@@ -35,7 +36,7 @@ def test_half_the_pages_are_used_well_and_change_nothing(tmp_path: Path, monkeyp
     assert (enough["preemptions"], enough["dropped_pages"], enough["recomputed_tokens"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--share", "0"], ["--share", "1.5"]])
+@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--tokens", "0"], ["--share", "0"], ["--share", "1.5"]])
 def test_wrong_arguments_are_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, *arguments)
