@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import sys
@@ -49,8 +50,10 @@ class _MallInfo(ctypes.Structure):
 def allocated() -> float:
     """MB that this process has asked for and not given back, by glibc's malloc and Python's allocator on top.
 
-    What either keeps for later is not of it, so that it goes down where memory that is resident stays.
+    What either keeps for later is not of it, so that it goes down where memory that is resident stays; nor is garbage,
+    which is collected first.
     """
+    gc.collect()
     mallinfo = ctypes.CDLL(None).mallinfo2
     mallinfo.restype = _MallInfo
     found = mallinfo()

@@ -12,8 +12,8 @@ so without mapped files and Ray's object store, and of that what its allocators 
 same operations go on for `--warm-up` minutes before the run, by three times as many callers: libraries keep buffers and
 kernels for the largest and the rarest batches that they have seen (MKL 4 MB at once), and those are to come before the
 run. Slopes are those of robust lines over the second half of the run (`benchmarks.trend`). For that what a server keeps
-for a while after its end (searches, answers) is kept for an eighth of the run only, few compiled grammars are kept, and
-all KV pages have been used before it begins.
+for a while after its end (searches, answers) is kept for seconds only, so that it does not follow the machine's speed,
+few compiled grammars are kept, and all KV pages have been used before the run.
 
 A process has grown where a slope's whole 95 % interval is above zero and what it comes to within the second half is
 above `--noise`; of memory, which heaps take and return in steps of several MB and keep where it is in pieces, also
@@ -55,7 +55,7 @@ from serve_apps.desk import Contacts
 from serve_apps.ray_settings import prefer_direct
 from serve_apps.services import ServeSettings
 
-_KEPT_SHARE = 1 / 8
+_KEPT_S = 20.0
 _KEPT_GRAMMARS = 8  # fewer than there are, so that grammars are dropped all the time
 _WARM_UP_CALLERS = 3
 """Times as many callers as in the run."""
@@ -93,8 +93,7 @@ def server(plan: Plan, port: int) -> Iterator[Server]:
 
     from serve_apps.app import build
 
-    kept_s = 60 * plan.minutes * _KEPT_SHARE
-    settings = ServeSettings(keep_searches_s=kept_s, keep_answers_s=kept_s)
+    settings = ServeSettings(keep_searches_s=_KEPT_S, keep_answers_s=_KEPT_S)
     engine = EngineConfig(device="cpu", kv_tokens=16_384, grammar_cache=_KEPT_GRAMMARS)
     args = ServeArgs(workers=plan.workers, min_ingresses=1, max_ingresses=1, engine=engine, settings=settings)
     session = RaySession()
