@@ -20,8 +20,9 @@ pool, `.preemptions` generations that had to wait for others, `.dropped_pages` p
 `.tok_s`, and `.enough.tok_s` with pages enough.
 
 `pressure.equal` is the share of leaves that got the same tokens in both. On the CPU, where the model is in float64, it
-has to be 1, else the exit code is 1; on a GPU, in bfloat16, the order of a sum decides between near equals (and does so
-once in 100,000 tokens even in float32).
+has to be 1, else the exit code is 1. On a GPU, in bfloat16, it is only told: log-probabilities come out some 0.02 apart
+with other rows in a batch, and tokens are drawn by inverting the cumulative distribution, so that with random weights,
+where 32,000 tokens are about as likely, most fall on a neighbour. (In float32 that happens once in 100,000 tokens.)
 """
 
 from __future__ import annotations
