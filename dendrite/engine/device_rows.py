@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dendrite.engine.generation import Generation
-from dendrite.engine.sampler import SamplingBatch, filtered, temperature_of
+from dendrite.engine.sampler import SamplingBatch, filtered, temperature_of, top_k_of
 from dendrite.kernels.sampling import STOP_IDS
 from dendrite.transfer import Mirror
 
@@ -42,7 +42,7 @@ class DeviceRows:
             host[name].view(np.uint64)[:count] = np.array(keys, dtype=np.uint64)
         settings = [generation.params for generation in generations]
         host["temperature"][:count] = [temperature_of(params) for params in settings]
-        host["top_k"][:count] = [min(params.top_k or self._vocabulary, self._vocabulary) for params in settings]
+        host["top_k"][:count] = [top_k_of(params, self._vocabulary) for params in settings]
         host["top_p"][:count, 0] = [params.top_p for params in settings]
         host["min_p"][:count, 0] = [params.min_p for params in settings]
         host["stop_ids"][:count] = -1

@@ -87,13 +87,17 @@ class SamplingBatch:
 def _optional_top_k(rows: Sequence[SamplingParams], vocabulary: int, device: torch.device) -> Tensor | None:
     if not any(row.top_k for row in rows):
         return None
-    limits = [min(row.top_k or vocabulary, vocabulary) for row in rows]
-    return torch.tensor(limits, dtype=torch.int64, device=device)
+    return torch.tensor([top_k_of(row, vocabulary) for row in rows], dtype=torch.int64, device=device)
 
 
 def temperature_of(params: SamplingParams) -> float:
     """The temperature to sample at: 0 for greedy rows, else as far down as logits can be divided by it."""
     return params.temperature and max(params.temperature, _COLDEST)
+
+
+def top_k_of(params: SamplingParams, vocabulary: int) -> int:
+    """How many of the likeliest tokens may come, out of `vocabulary`: all of them where top-k is off."""
+    return min(params.top_k or vocabulary, vocabulary)
 
 
 def has_penalty(params: SamplingParams) -> bool:

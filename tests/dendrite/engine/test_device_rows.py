@@ -78,15 +78,7 @@ def test_filters_are_those_of_the_host(rows: DeviceRows) -> None:
     logits = 4 * torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
     kept, temperature = rows.filtered(logits)
     assert temperature.tolist() == [1.0, 1.0, 1.0, 0.0]
-    for row, params in enumerate(settings):
-        batch = SamplingBatch(
-            None,
-            None,
-            torch.tensor([params.top_k or VOCABULARY]),
-            torch.tensor([[params.top_p]]),
-            torch.tensor([[params.min_p]]),
-            (),
-        )
-        expected = filtered(logits[row : row + 1] / (params.temperature or 1.0), batch)
-        torch.testing.assert_close(kept[row : row + 1], expected)
+    batch = SamplingBatch.of(settings, VOCABULARY, logits.device)
+    assert batch.temperature is not None
+    torch.testing.assert_close(kept, filtered(logits / batch.temperature, batch))
     assert (kept[0] > -torch.inf).sum() == 5

@@ -186,21 +186,6 @@ def test_settings_are_checked() -> None:
 # Pending ancestors
 
 
-def test_a_fork_of_a_prompt_being_computed_is_pending_until_its_point_is_reached() -> None:
-    engine = SimulatedEngine()
-    root = engine.prompt(range(40), compute=False)
-    end, early = root.fork()[0], root.at(10).fork()[0]
-    nested = end.fork()[0]
-    assert pending_ancestors(nested) == [root]
-    with pytest.raises(InvalidArgument, match="ancestors are computed"):
-        engine.cache.reserve(end, 1)
-    engine.compute(root, 20)
-    assert pending_ancestors(early) == []
-    assert pending_ancestors(end) == [root]
-    engine.compute(root)
-    assert pending_ancestors(nested) == []
-
-
 @pytest.mark.parametrize("k", [20, 32, 40])
 def test_a_pending_fork_gets_no_pages_at_whatever_point_it_begins(k: int) -> None:
     engine = SimulatedEngine()
@@ -210,24 +195,6 @@ def test_a_pending_fork_gets_no_pages_at_whatever_point_it_begins(k: int) -> Non
     with pytest.raises(InvalidArgument, match="ancestors are computed"):
         engine.cache.reserve(child, 1)
     assert books(engine.cache, root, child) == before
-
-
-def test_pending_ancestors_come_topmost_first() -> None:
-    engine = SimulatedEngine(prefix_cache=False)
-    root = engine.prompt(range(20))
-    child = root.fork()[0]
-    engine.decode(child, range(20))
-    grandchild = child.fork()[0].fork()[0]
-    child.release()
-    root.release()
-    for node in (child, root):
-        engine.cache.drop(node)
-    assert engine.cache.pool.num_used == 0
-    assert pending_ancestors(grandchild) == [root, child]
-    for node in (root, child):
-        engine.compute(node)
-    engine.decode(grandchild, [3])
-    engine.verify([grandchild])
 
 
 def test_a_released_prompt_is_computed_for_the_forks_that_wait_for_it() -> None:
