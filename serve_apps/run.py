@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -25,6 +27,7 @@ from serve_apps.text import TextCodec
 _NAME = "dendrite"
 _KEEP_ALIVE_S = 75
 """How long an idle connection is kept: longer than clients wait between two requests, which a closing one may meet."""
+_CONTROLLER_ENDS_WITHIN_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -123,9 +126,23 @@ def _serve_on_ray(args: ServeArgs, host: str, port: int) -> None:
             threading.Event().wait()
     finally:
         if began:
-            serve.delete(_NAME)  # after the requests under way, which `shutdown` would cut off
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.delete(_NAME)  # after the requests under way, which the next line would cut off
+            _shut_serve_down()
         session.close()
+
+
+def _shut_serve_down() -> None:
+    """Do what `serve.shutdown` does, but not from a call that waits in the controller: Ray would report its failure."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    with contextlib.suppress(ValueError):  # there is no such actor any more
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        ray.wait([controller.graceful_shutdown.remote(wait=False)], timeout=_CONTROLLER_ENDS_WITHIN_S)
+        until = time.monotonic() + _CONTROLLER_ENDS_WITHIN_S
+        while time.monotonic() < until:
+            time.sleep(0.1)
+            ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
 
 
 def _worker_cores(args: ServeArgs) -> int:

