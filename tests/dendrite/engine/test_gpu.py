@@ -167,6 +167,21 @@ def test_graphs_and_bursts_change_no_token(decoder: Decoder, temperature: float,
         assert trace(engine, temperature) == trace(plain, temperature)
 
 
+def test_a_search_replays(decoder: Decoder) -> None:
+    found = []
+    for _ in range(2):
+        with make_engine(decoder, seed=11) as engine:
+            found.append(trace(engine, 1.0))
+    assert found[0] == found[1]
+    with make_engine(decoder, seed=11) as engine:
+        first, second = (engine.prefill(prompt(60), seed=seed).fork(3) for seed in (1, 2))
+        engine.decode([*first, *second], max_tokens=20)
+        assert len({tuple(kid.tokens) for kid in (*first, *second)}) == 6
+
+
+# ---------------------------------------------------------------- pages
+
+
 def test_pages_for_half_of_the_leaves_change_no_token(folder: Path) -> None:
     """In float32: there other rows in a batch change the rounding so little that one token in 100,000 may notice."""
     decoder = Decoder.from_folder(folder, dtype=torch.float32, device=DEVICE)
@@ -182,21 +197,6 @@ def test_pages_for_half_of_the_leaves_change_no_token(folder: Path) -> None:
     assert none == 0
     assert preempted > 0
     assert sum(one != other for one, other in zip(enough, few, strict=True)) <= 1
-
-
-def test_a_search_replays(decoder: Decoder) -> None:
-    found = []
-    for _ in range(2):
-        with make_engine(decoder, seed=11) as engine:
-            found.append(trace(engine, 1.0))
-    assert found[0] == found[1]
-    with make_engine(decoder, seed=11) as engine:
-        first, second = (engine.prefill(prompt(60), seed=seed).fork(3) for seed in (1, 2))
-        engine.decode([*first, *second], max_tokens=20)
-        assert len({tuple(kid.tokens) for kid in (*first, *second)}) == 6
-
-
-# ---------------------------------------------------------------- pages
 
 
 def test_poisoned_pages_are_never_read(decoder: Decoder, oracle: Decoder) -> None:
